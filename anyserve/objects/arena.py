@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pickle import PickleBuffer
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 from anyserve.errors import ResourceExhausted
 from anyserve.objects.allocator import Allocator, aligned
 from anyserve.objects.leases import Block, Lease
 from anyserve.objects.segments import Segment, free_bytes
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 SEGMENT_SIZE = 32 << 20
 """Bytes of an ordinary segment; a larger allocation gets a segment of its own size."""
@@ -38,11 +38,15 @@ def default_limit() -> int:
 
 
 def raw_bytes(buffer: Buffer) -> memoryview:
-    """The memory of a C-contiguous buffer, uint8 of shape [n]; BufferError for any other."""
-    if not memoryview(buffer).c_contiguous:
+    """The memory of a C-contiguous buffer, uint8 of shape [n].
+
+    Raises BufferError for one that is not contiguous, TypeError for an array of objects.
+    """
+    view = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
+    if not view.flags.c_contiguous:
         raise BufferError("the buffer is not C-contiguous")
-    # memoryview.cast knows neither half precision nor foreign byte orders; this knows all formats.
-    return PickleBuffer(buffer).raw()
+    # Through uint8, because bfloat16 has no buffer protocol of its own.
+    return view.reshape(-1).view(np.uint8).data
 
 
 @attrs.frozen
@@ -111,7 +115,7 @@ class Arena:
     def put(self, buffers: Sequence[Buffer]) -> Lease:
         """A lease with the bytes of `buffers` in it, one after the other: the one copy there is.
 
-        Raises as `allocate` does, and BufferError for a buffer that is not C-contiguous.
+        Raises as `allocate` and `raw_bytes` do.
         """
         pieces = [raw_bytes(buffer) for buffer in buffers]
         lease = self.allocate(sum(len(piece) for piece in pieces))

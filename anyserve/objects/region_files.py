@@ -11,18 +11,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import attrs
 import numpy as np
 
 from anyserve.errors import Internal, InvalidArgument
-from anyserve.objects.arena import raw_bytes
+from anyserve.objects.arena import Buffer, raw_bytes
 from anyserve.objects.regions import RegionRef
 from anyserve.objects.segments import open_shared
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 
 @attrs.define(eq=False)
