@@ -155,6 +155,11 @@ class App:
         return self._handlers[name]
 
     @property
+    def handlers(self) -> list[Handler]:
+        """All handlers, in the order of declaration."""
+        return list(self._handlers.values())
+
+    @property
     def offers(self) -> list[Offer]:
         """What the app declares, in the order of declaration."""
         return [handler.offer for handler in self._handlers.values()]

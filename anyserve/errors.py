@@ -143,7 +143,7 @@ _BY_STATUS: dict[Status, type[AnyServeError]] = {
 
 
 def from_status(status: int, message: str) -> AnyServeError:
-    """The error of the tree for a gRPC `status` number; numbers unknown to gRPC become `Unknown`."""
+    """The error of the tree for a gRPC `status` number; a number gRPC has not is `Unknown`."""
     try:
         error = _BY_STATUS[Status(status)]
     except (KeyError, ValueError):

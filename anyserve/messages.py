@@ -65,15 +65,19 @@ class Response:
     parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
 
 
-def as_array(value: OutputValue) -> npt.NDArray[Any]:
-    """`value` as the array that goes on the wire; Python ints are INT64, floats FP64."""
+def as_array(value: OutputValue, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
+    """`value` as the array that goes on the wire.
+
+    dtype: what plain Python values become; without it ints are INT64 and floats FP64. An array is
+    taken as it is.
+    """
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, str | bytes):
         return np.array([value], dtype=np.object_)
     if isinstance(value, list) and value and all(isinstance(item, str | bytes) for item in value):
         return np.array(value, dtype=np.object_)
-    array = np.asarray(value)
+    array = np.asarray(value, dtype=dtype)
     return array.reshape(1) if array.ndim == 0 else array
 
 

@@ -16,7 +16,10 @@ from anyserve.errors import InvalidArgument
 
 _SPEC = re.compile(r"\s*([A-Z]+[0-9]*)\s*\[([-0-9,\s]*)\]\s*(\?)?\s*")
 DATATYPES = frozenset(
-    "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 BF16 FP32 FP64 BYTES".split()
+    {
+        *("BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"),
+        *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    }
 )
 
 
@@ -45,7 +48,7 @@ class TensorSpec:
         datatype, dims, optional = match.groups()
         if datatype not in DATATYPES:
             raise ValueError(
-                f"tensor {name!r}: {datatype} is none of the datatypes {', '.join(sorted(DATATYPES))}"
+                f"tensor {name!r}: {datatype} is none of {', '.join(sorted(DATATYPES))}"
             )
         shape = tuple(int(dim) for dim in dims.split(",") if dim.strip())
         if any(dim < -1 for dim in shape):
