@@ -1,0 +1,150 @@
+"""ModelInferRequest and ModelInferResponse as bytes: routed, taken apart and joined unparsed.
+
+A message is a head, everything but the raw contents of its tensors, and those. On the way through
+a server the head stays bytes and the raw contents are views: only what routes a request is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import attrs
+
+from .codec import decode
+from .inference import ModelInferRequest
+from .wire import Buffer, WireError, encode_varint, fields, text
+
+__all__ = [
+    "MAX_FIELDS",
+    "Buffer",
+    "InferRequestHead",
+    "Parameter",
+    "WireError",
+    "decode_head",
+    "join_request",
+    "join_response",
+    "scan_request",
+    "stream_response",
+]
+
+Parameter: TypeAlias = bool | int | float | str
+
+MAX_FIELDS = 16_384
+"""Parameters, inputs, outputs and raw contents that a request may have, together. Without it, one
+message of empty fields would hold the event loop for minutes."""
+
+# Tags: a field's number and wire type. 1 to 4 are the same in request and response.
+_MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS = 0x0A, 0x12, 0x1A, 0x22
+_RAW_INPUT, _RAW_OUTPUT = 0x3A, 0x32
+_KEY, _VALUE = 0x0A, 0x12
+_BOOL, _INT64, _STRING, _DOUBLE, _UINT64 = 0x08, 0x10, 0x1A, 0x21, 0x28
+_INFER_RESPONSE = 0x12
+
+_DOUBLE_FORMAT = struct.Struct("<d")
+
+
+@attrs.frozen
+class InferRequestHead:
+    """What routes a ModelInferRequest, and the message in the two parts that are passed on."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: dict[str, Parameter]
+    """Those that have a value."""
+    head: bytes
+    """The message without raw_input_contents."""
+    raw: list[memoryview]
+    """raw_input_contents: views of the message that was scanned."""
+
+
+def scan_request(body: bytes) -> InferRequestHead:
+    """Take a ModelInferRequest apart, copying nothing of its tensors.
+
+    Inputs and outputs are not looked into: that they are malformed shows in `decode_head`. Raises
+    `WireError` when the message is malformed or has more than `MAX_FIELDS` fields.
+    """
+    name = version = identity = ""
+    parameters: dict[str, Parameter] = {}
+    raw: list[memoryview] = []
+    view = memoryview(body)
+    pieces: list[bytes] = []
+    kept = end = 0  # the head goes on at `kept`; the field before ends at `end`
+    for count, (tag, first, last) in enumerate(fields(body, 0, len(body))):
+        if count == MAX_FIELDS:
+            raise WireError(f"the message has more than {MAX_FIELDS} fields")
+        if tag == _RAW_INPUT:
+            raw.append(view[first:last])
+            if kept < end:
+                pieces.append(body[kept:end])
+            kept = last
+        elif tag == _MODEL_NAME:
+            name = text(body, first, last)
+        elif tag == _PARAMETERS:
+            _scan_parameter(body, first, last, parameters)
+        elif tag == _ID:
+            identity = text(body, first, last)
+        elif tag == _MODEL_VERSION:
+            version = text(body, first, last)
+        end = last
+    if kept < end:
+        pieces.append(body[kept:end])
+    head = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return InferRequestHead(name, version, identity, parameters, head, raw)
+
+
+def _scan_parameter(body: bytes, first: int, last: int, parameters: dict[str, Parameter]) -> None:
+    """Note one entry of the parameters; a later one of the same key counts alone."""
+    key = ""
+    value: Parameter | None = None
+    for tag, start, stop in fields(body, first, last):
+        if tag == _KEY:
+            key = text(body, start, stop)
+        elif tag == _VALUE:
+            for choice, inner, inner_stop in fields(body, start, stop):
+                if choice == _BOOL:
+                    value = inner != 0
+                elif choice == _INT64:
+                    value = inner - (1 << 64) if inner >> 63 else inner
+                elif choice == _STRING:
+                    value = text(body, inner, inner_stop)
+                elif choice == _DOUBLE:
+                    value = _DOUBLE_FORMAT.unpack_from(body, inner)[0]
+                elif choice == _UINT64:
+                    value = inner
+    if value is None:
+        parameters.pop(key, None)
+    else:
+        parameters[key] = value
+
+
+def decode_head(head: Buffer) -> ModelInferRequest:
+    """The message of which `head` is all or all but the raw contents; raises `WireError`."""
+    return decode(ModelInferRequest, head)
+
+
+def join_request(head: Buffer, raw: Sequence[Buffer]) -> bytes:
+    """A ModelInferRequest of its two parts; each tensor is copied once."""
+    return b"".join(_pieces(head, _RAW_INPUT, raw))
+
+
+def join_response(head: Buffer, raw: Sequence[Buffer]) -> bytes:
+    """A ModelInferResponse of its two parts; each tensor is copied once."""
+    return b"".join(_pieces(head, _RAW_OUTPUT, raw))
+
+
+def stream_response(head: Buffer, raw: Sequence[Buffer] = ()) -> bytes:
+    """A ModelStreamInferResponse that holds the ModelInferResponse of these two parts."""
+    pieces = _pieces(head, _RAW_OUTPUT, raw)
+    size = sum(map(len, pieces))
+    return b"".join([bytes((_INFER_RESPONSE,)), encode_varint(size), *pieces])
+
+
+def _pieces(head: Buffer, tag: int, raw: Sequence[Buffer]) -> list[Buffer]:
+    pieces: list[Buffer] = [head]
+    for content in raw:
+        pieces.append(bytes((tag,)) + encode_varint(len(content)))
+        pieces.append(content)
+    return pieces
