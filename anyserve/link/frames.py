@@ -1,0 +1,235 @@
+"""The frames of the worker link, as bytes: no socket and no clock here.
+
+A frame is a 16-byte header (body length u32, kind u8, 3 bytes of padding, call id u64, all
+little-endian) and a body. Control frames carry JSON. The frames of a request carry *parts*: the
+message without its tensors first, then each raw tensor. A part is inline, or a `Block` of shared
+memory. Both ends are one version of this package, so there is no negotiation.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from anyserve.errors import AnyServeError, from_status
+from anyserve.objects.leases import Block
+
+Buffer = bytes | bytearray | memoryview
+Part = Buffer | Block
+
+_HEADER = struct.Struct("<IB3xQ")
+_COUNT = struct.Struct("<H")
+_PART = struct.Struct("<HQQ")
+_REQUEST = struct.Struct("<dHI")
+_ERROR = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+
+MAX_BODY = 0xFFFF_FFFF
+"""Bytes that a frame's body can have; message limits are well under it."""
+
+
+INITIAL_CREDIT = 64
+"""Responses of one call that may be on their way before the replica has taken one."""
+LEASE_THRESHOLD = 1 << 16
+"""Parts from this size on go by shared memory, smaller ones in the frame."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame is for; who sends it is on the right."""
+
+    SETUP = 1  # replica: which app to import
+    DECLARED = 2  # worker: what the app offers
+    LOAD = 3  # replica: run the app's lifespan
+    READY = 4  # worker: offers, with what loading found out
+    FAILED = 5  # worker: one line on why it can't start
+    REQUEST = 6  # replica
+    CREDIT = 7  # replica: so many more responses of a call may come
+    CANCEL = 8  # replica
+    RESPONSE = 9  # worker
+    END = 10  # worker: the handler has returned
+    ERROR = 11  # worker: the handler has failed or was cancelled
+    RELEASE = 12  # replica: a reply's block is free again
+    PING = 13  # replica
+    PONG = 14  # worker
+    STOP = 15  # replica: finish what runs, then exit
+    TRACE = 15  # replica: start or stop recording
+    TRACED = 16  # worker: what was recorded
+
+
+@attrs.frozen(slots=True)
+class Frame:
+    """One frame as it was read."""
+
+    kind: int
+    call: int
+    body: memoryview
+
+
+class FrameDecoder:
+    """Bytes in, frames out. Frames share the memory of the chunk that they came in."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._needed = _HEADER.size
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes."""
+        if self._pending:
+            self._pending += data
+            if len(self._pending) < self._needed:
+                return []
+            data = bytes(self._pending)
+            self._pending = bytearray()
+        view = memoryview(data)
+        frames = []
+        at, end = 0, len(view)
+        self._needed = _HEADER.size
+        while end - at >= _HEADER.size:
+            length, kind, call = _HEADER.unpack_from(view, at)
+            if end - at < _HEADER.size + length:
+                self._needed = _HEADER.size + length
+                break
+            start = at + _HEADER.size
+            at = start + length
+            frames.append(Frame(kind, call, view[start:at]))
+        if at < end:
+            self._pending += view[at:]
+        return frames
+
+
+def encode(kind: Kind, call: int = 0, body: Buffer = b"") -> bytes:
+    """A whole frame with a small body."""
+    return _HEADER.pack(len(body), kind, call) + body
+
+
+def encode_json(kind: Kind, value: Any) -> bytes:
+    """A control frame."""
+    return encode(kind, 0, json.dumps(value).encode())
+
+
+def decode_json(frame: Frame) -> Any:
+    """The value of a control frame."""
+    return json.loads(bytes(frame.body))
+
+
+def encode_credit(call: int, responses: int) -> bytes:
+    return encode(Kind.CREDIT, call, _U32.pack(responses))
+
+
+def decode_credit(frame: Frame) -> int:
+    credit: int = _U32.unpack(frame.body)[0]
+    return credit
+
+
+def encode_end(call: int, batch: int) -> bytes:
+    """`batch`: how many inferences the request counted for (its batch size, or 1)."""
+    return encode(Kind.END, call, _U32.pack(batch))
+
+
+def decode_end(frame: Frame) -> int:
+    batch: int = _U32.unpack(frame.body)[0]
+    return batch
+
+
+def encode_error(call: int, error: AnyServeError) -> bytes:
+    return encode(Kind.ERROR, call, _ERROR.pack(error.status) + error.message.encode())
+
+
+def decode_error(frame: Frame) -> AnyServeError:
+    (status,) = _ERROR.unpack_from(frame.body)
+    return from_status(status, bytes(frame.body[_ERROR.size :]).decode(errors="replace"))
+
+
+def encode_release(block: Block) -> bytes:
+    return encode(Kind.RELEASE, 0, b"".join(_encode_parts([block])))
+
+
+def decode_release(frame: Frame) -> Block:
+    (block,) = _decode_parts(frame.body)
+    assert isinstance(block, Block)
+    return block
+
+
+@attrs.frozen(slots=True)
+class RequestBody:
+    """What a REQUEST frame says."""
+
+    budget: float
+    """Seconds that remain until the deadline; infinity where there is none."""
+    offer: int
+    """Index of the capability in the worker's READY frame."""
+    extra: Mapping[str, Any]
+    """Metadata, sequence and client regions; mostly empty."""
+    parts: Sequence[Part]
+    """The ModelInferRequest without its raw contents, then the raw contents."""
+
+
+def encode_request(call: int, request: RequestBody) -> list[Buffer]:
+    """A REQUEST frame in pieces, so that inline tensors need no copy."""
+    extra = json.dumps(request.extra).encode() if request.extra else b""
+    head = _REQUEST.pack(request.budget, request.offer, len(extra)) + extra
+    return _with_parts(Kind.REQUEST, call, head, request.parts)
+
+
+def decode_request(frame: Frame) -> RequestBody:
+    budget, offer, length = _REQUEST.unpack_from(frame.body)
+    at = _REQUEST.size + length
+    extra = json.loads(bytes(frame.body[_REQUEST.size : at])) if length else {}
+    return RequestBody(budget, offer, extra, _decode_parts(frame.body[at:]))
+
+
+def encode_response(call: int, parts: Sequence[Part]) -> list[Buffer]:
+    """A RESPONSE frame: the ModelInferResponse without its raw contents, then those."""
+    return _with_parts(Kind.RESPONSE, call, b"", parts)
+
+
+def decode_response(frame: Frame) -> list[Part]:
+    return _decode_parts(frame.body)
+
+
+def _with_parts(kind: Kind, call: int, head: bytes, parts: Sequence[Part]) -> list[Buffer]:
+    pieces = _encode_parts(parts)
+    length = len(head) + sum(map(len, pieces))
+    if length > MAX_BODY:
+        raise ValueError(f"a frame's body has at most {MAX_BODY} bytes, not {length}")
+    return [_HEADER.pack(length, kind, call) + head, *pieces]
+
+
+def _encode_parts(parts: Sequence[Part]) -> list[Buffer]:
+    table = bytearray(_COUNT.pack(len(parts)))
+    inline: list[Buffer] = []
+    for part in parts:
+        if isinstance(part, Block):
+            name = part.segment.encode()
+            table += _PART.pack(len(name), part.offset, part.length) + name
+        else:
+            view = memoryview(part).cast("B")
+            table += _PART.pack(0, 0, len(view))
+            inline.append(view)
+    return [table, *inline]
+
+
+def _decode_parts(body: memoryview) -> list[Part]:
+    (count,) = _COUNT.unpack_from(body)
+    at = _COUNT.size
+    parts: list[Part] = []
+    lengths: list[tuple[int, int]] = []
+    for index in range(count):
+        name_length, offset, length = _PART.unpack_from(body, at)
+        at += _PART.size
+        if name_length:
+            name = bytes(body[at : at + name_length]).decode()
+            at += name_length
+            parts.append(Block(name, offset, length))
+        else:
+            lengths.append((index, length))
+            parts.append(b"")
+    for index, length in lengths:
+        parts[index] = body[at : at + length]
+        at += length
+    return parts

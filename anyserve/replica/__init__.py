@@ -1,0 +1,1 @@
+"""The replica: serves KServe v2, owns queues, tensors and worker processes."""
