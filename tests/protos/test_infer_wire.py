@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -225,11 +224,9 @@ def test_raw_contents_are_views_of_the_message() -> None:
 
 def test_a_message_of_very_many_fields_is_refused_without_reading_it_all() -> None:
     assert len(scan_request(b"\x3a\x00" * MAX_FIELDS).raw) == MAX_FIELDS
-    hostile = b"\x3a\x00" * (16 << 20)
-    start = time.process_time()
+    malformed_behind = b"\x3a\x00" * (MAX_FIELDS + 1) + b"\x02"
     with pytest.raises(WireError, match="16384 fields"):
-        scan_request(hostile)
-    assert time.process_time() - start < 1
+        scan_request(malformed_behind)
 
 
 @pytest.mark.parametrize(
