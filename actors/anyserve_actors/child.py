@@ -130,21 +130,28 @@ class Child(Generic[M]):
                 if life.stopping:
                     raise ActorGone(f"actor {self.name!r} was stopped before it was ready")
                 raise ActorError(f"actor {self.name!r} returned before it was ready")
-        except Exception as caught:
+        except BaseException as caught:
+            # Raised again below, after the cleanup and outside of this block (see `sole`).
             error = sole(caught)
-            if not life.stopping:
-                self.last_error = describe(error)
-        finally:
-            life.left.set()
+        life.left.set()
+        try:
             if life.actor is not None:
                 await self._close(life.actor, path)
-            self.mailbox.fail_questions()
-            self.life = None
-            self.since = trio.current_time()
-            self.state = State.STOPPED if error is None else State.FAILED
-            life.ended.set()
+        finally:
+            self._end(life, error)
         if error is not None:
             raise error
+
+    def _end(self, life: Life, error: BaseException | None) -> None:
+        self.mailbox.fail_questions()
+        if isinstance(error, Exception) and not life.stopping:
+            self.state = State.FAILED
+            self.last_error = describe(error)
+        else:
+            self.state = State.STOPPED
+        self.since = trio.current_time()
+        self.life = None
+        life.ended.set()
 
     async def _close(self, actor: Actor[M], path: str) -> None:
         """The actor's own cleanup, shielded and bounded; a failure of it is logged."""

@@ -34,14 +34,15 @@ class RestartIntensityExceeded(ActorError):
         self.child = child
 
 
-def describe(error: BaseException) -> str:
-    """Type and message of `error` on one line; of a group, its members'."""
+def describe(error: BaseException, limit: int = LINE_LIMIT) -> str:
+    """Type and message of `error` on one line; of a group, its members', sharing the line."""
     if isinstance(error, BaseExceptionGroup):
-        text = "; ".join(describe(member) for member in error.exceptions)
+        share = limit // len(error.exceptions)
+        text = "; ".join(describe(member, share) for member in error.exceptions)
     else:
         message = " ".join(str(error).split())
         text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
+    return text if len(text) <= limit else f"{text[: max(limit - 1, 0)]}…"
 
 
 def sole(error: BaseException) -> BaseException:

@@ -109,7 +109,7 @@ class Recording:
                 blocking=int(head["blocking"]),
                 packed_steps=array("q", _little_endian(steps)),
             )
-        except (struct.error, LookupError, TypeError, ValueError) as error:
+        except (struct.error, LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a recording: {error}") from None
         if len(steps) % _FIELDS or not recording._rows_exist():
             raise ValueError("not a recording: its steps do not fit its rows")

@@ -318,7 +318,7 @@ class Supervisor(Actor[Never]):
                 await trio.sleep(job.delay)
             while job.start:
                 await self._start_again(self._children[job.start.pop(0)], job)
-        except trio.Cancelled:
+        except BaseException:  # it is cancelled, as all else is dealt with
             job.error = ActorGone(f"supervisor {self._context.name!r} ended")
             raise
         finally:
@@ -330,8 +330,7 @@ class Supervisor(Actor[Never]):
         if child.name not in job.start:
             self._discard(child)
         await self._stop(child)
-        if child.life is None:
-            child.state = State.BACKING_OFF
+        child.state = State.BACKING_OFF
 
     async def _start_again(self, child: Child[Any], job: Job) -> None:
         child.restarts += 1

@@ -57,9 +57,10 @@ async def test_a_closed_mailbox_refuses_messages_and_fails_those_that_wait_to_se
         nursery.start_soon(refused)
         await wait_all_tasks_blocked()
         mailbox.close()
-    for tell in (address.tell, address.ask):
-        with pytest.raises(ActorGone):
-            await tell(Question)  # type: ignore[operator]
+    with pytest.raises(ActorGone):
+        await address.tell("c")
+    with pytest.raises(ActorGone):
+        await address.ask(Question)
     with pytest.raises(ActorGone):
         address.tell_nowait("c")
 

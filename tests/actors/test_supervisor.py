@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextvars
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import pytest
 import trio
 from anyserve_actors import (
     Actor,
+    ActorError,
     ActorGone,
     Address,
     Backoff,
@@ -304,14 +305,17 @@ async def test_too_many_restarts_end_the_children_in_reverse_order_and_name_the_
 ) -> None:
     stage = Stage()
     last = ValueError("the last straw")
-    with pytest.raises(RestartIntensityExceeded) as caught:
-        async with running(
-            [stage.spec(name) for name in "abc"], stage, policy(max_restarts=2)
-        ) as tree:
+
+    async def wear_out() -> None:
+        children = [stage.spec(name) for name in "abc"]
+        async with running(children, stage, policy(max_restarts=2)) as tree:
             for _ in range(2):
                 await tree.fail("b")
             await tree.address("b").tell(Fail(last))
             await trio.sleep_forever()
+
+    with pytest.raises(RestartIntensityExceeded) as caught:
+        await wear_out()
     assert caught.value.child == "b"
     assert caught.value.__cause__ is last
     assert str(caught.value) == (
@@ -431,10 +435,12 @@ async def test_ending_a_supervisor_ends_a_start_on_it(autojump_clock: MockClock)
         with pytest.raises(ActorGone, match="does not run"):
             await supervisor.start_child(stage.spec("b"))
 
-    async with trio.open_nursery() as nursery:
-        async with running([stage.spec("a")], stage, policy()) as tree:
-            nursery.start_soon(start, tree.supervisor)
-            await tree.settle()
+    async with (
+        trio.open_nursery() as nursery,
+        running([stage.spec("a")], stage, policy()) as tree,
+    ):
+        nursery.start_soon(start, tree.supervisor)
+        await tree.settle()
     assert [event for _, event in stage.events] == ["-b", "-a"]
 
 
@@ -590,3 +596,94 @@ async def test_a_next_life_does_not_inherit_what_the_last_one_set_in_its_context
         await supervisor.address(spec).tell(Finish())
         await trio.sleep(10)
     assert seen == ["clean", "clean"]
+
+
+async def test_a_start_that_is_cancelled_just_before_the_child_is_ready_stays_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    class Deaf(Actor[Finish]):
+        async def run(self, context: Context[Finish]) -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+            context.started()
+            await trio.sleep_forever()
+
+    supervisor = Supervisor()
+    async with open_tree("root", supervisor):
+        with trio.move_on_after(1) as limit:
+            await supervisor.start_child(ChildSpec("deaf", Deaf))
+        assert limit.cancelled_caught
+        assert trio.current_time() == 2
+        assert supervisor.children("", 2) == ()
+
+
+async def test_a_child_that_fails_while_its_group_is_taken_down_just_restarts_with_it(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage(seconds_to_close={"c": 2})
+    group = policy(Strategy.ONE_FOR_ALL, max_restarts=1)
+    async with running([stage.spec(name) for name in "abc"], stage, group) as tree:
+        await tree.fail("a")
+        await trio.sleep(1)
+        await tree.fail("b")
+        await tree.settle()
+        assert tree.state("b") is State.BACKING_OFF
+        await trio.sleep(10)
+        events = [(time, event) for time, event in stage.events if time > 1]
+        assert events == [(2, "-c"), (3, "+a"), (3, "+b"), (3, "+c")]
+
+
+async def test_a_child_that_starts_again_restarts_on_request_without_counting_as_failed(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage()
+    async with running([stage.spec("a")], stage, policy(max_restarts=1)) as tree:
+        stage.seconds_to_start["a"] = 10
+        await tree.fail("a")
+        await trio.sleep(5)
+        # Which of two restarts runs first is up to Trio, so this happens several times.
+        async with trio.open_nursery() as nursery:
+
+            async def restart() -> None:
+                with suppress(ActorError):  # the next one comes first
+                    await tree.supervisor.restart_child("a")
+
+            for _ in range(12):
+                nursery.start_soon(restart)
+                await trio.sleep(1)
+                assert tree.state("a") is State.STARTING
+        assert tree.state("a") is State.RUNNING
+        assert await tree.address("a").ask(WhichLife) == 2
+
+
+async def test_a_restart_on_request_ends_with_the_supervisor(autojump_clock: MockClock) -> None:
+    stage = Stage()
+
+    async def restart(supervisor: Supervisor) -> None:
+        with pytest.raises(ActorGone, match="supervisor 'root' ended"):
+            await supervisor.restart_child("a")
+
+    async with (
+        trio.open_nursery() as nursery,
+        running([stage.spec("a")], stage, policy()) as tree,
+    ):
+        stage.seconds_to_start["a"] = math.inf
+        nursery.start_soon(restart, tree.supervisor)
+        await trio.sleep(1)
+
+
+@pytest.mark.parametrize("name, lives", [("a", {"b": 1}), ("b", {"a": 1})])
+async def test_a_child_can_be_stopped_while_its_supervisor_starts(
+    autojump_clock: MockClock, name: str, lives: dict[str, int]
+) -> None:
+    stage = Stage(seconds_to_start={"a": 5})
+    supervisor = Supervisor([stage.spec("a"), stage.spec("b")])
+
+    async def stop() -> None:
+        await trio.sleep(1)
+        await supervisor.stop_child(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop)
+        async with open_tree("root", supervisor):
+            assert stage.lives == lives
