@@ -1,0 +1,232 @@
+"""The text engine: a local model whose slots are shared by Trio tasks, a thread for each text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from anyserve.engines.text.deltas import Delta, error_from, prompt_is_read, read_chunk
+from anyserve.engines.text.native import NativeServer
+from anyserve.engines.text.prompts import Message, Prompt, check_prompt
+from anyserve.engines.text.sampling import Sampling
+from anyserve.engines.text.settings import TextSettings, model_name
+from anyserve.errors import AnyServeError, InvalidArgument, PermissionDenied, Unavailable
+
+AHEAD = 32
+"""Pieces that a text may be ahead of its reader before its thread waits. What the native side
+computes meanwhile is bounded by the slot's context."""
+_SEEDS = 2**32 - 1
+"""The native side has that many; one number more means a random one."""
+
+
+@attrs.define(eq=False)
+class _Turn:
+    """The right to have a prompt computed, which one text has at a time."""
+
+    _semaphore: trio.Semaphore
+    _mine: bool = False
+
+    async def take(self) -> None:
+        await self._semaphore.acquire()
+        self._mine = True
+
+    def give_back(self) -> None:
+        if self._mine:
+            self._mine = False
+            self._semaphore.release()
+
+
+@attrs.define(eq=False)
+class _Generation:
+    """One text on its way: the native thread's end of the channel, and how it went."""
+
+    body: bytes
+    chat: bool
+    send: trio.MemorySendChannel[Delta]
+    turn: _Turn
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    error: AnyServeError | None = None
+    """What ended it before its time; read by the reader when the channel is at its end."""
+    _lost: BaseException | None = None
+    """What the native side would have lost: also Trio's `Cancelled`."""
+
+    def on_chunk(self, data: bytes) -> bool:
+        """Hand a chunk over to Trio, in the native call's thread; True ends the native call.
+
+        The native side loses exceptions, so they are kept here for `run` to raise.
+        """
+        try:
+            trio.from_thread.check_cancelled()
+            chunk = json.loads(data)
+            if prompt_is_read(chunk):
+                trio.from_thread.run_sync(self.turn.give_back)
+            delta = read_chunk(chunk)
+            if delta is not None:
+                trio.from_thread.run(self.send.send, delta)
+        except BaseException as failure:
+            self._lost = failure
+            return True
+        return False
+
+    def run(self, native: NativeServer) -> None:
+        """Run to the end, in a thread. Raises what the native side or the hand-over raised."""
+        native.run(self.body, self.chat, self.on_chunk)
+        if self._lost is not None:
+            raise self._lost
+
+
+@attrs.define(eq=False)
+class TextEngine:
+    """A loaded model. Made by `TextEngine.open`."""
+
+    settings: TextSettings
+    model: str
+    """As requests name it."""
+    _native: NativeServer
+    _nursery: trio.Nursery
+    _slots: trio.CapacityLimiter
+    """One token a native slot: what waits natively for a slot can't be cancelled."""
+    _prompts: trio.Semaphore = attrs.field(factory=lambda: trio.Semaphore(1))
+    """Lets one prompt be computed at a time. The native side takes prompts in turn as well, and
+    one that waits there says nothing, so it can't be cancelled either."""
+    _closing: bool = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: TextSettings) -> AsyncIterator[TextEngine]:
+        """Load the model, and unload it at the end.
+
+        Waits for the loading, which nothing in this process can bound or cancel (it holds the
+        GIL), and at the end for the texts still on their way, which are cancelled first.
+        Raises `CannotLoad`; errors of the body come in an exception group.
+        """
+        native = await trio.to_thread.run_sync(NativeServer.load, settings)
+        try:
+            async with trio.open_nursery() as nursery:
+                slots = trio.CapacityLimiter(settings.slots)
+                engine = cls(settings, model_name(native.model), native, nursery, slots)
+                try:
+                    yield engine
+                finally:
+                    engine._closing = True
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(native.close)
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and text together."""
+        return self._native.context
+
+    @property
+    def busy(self) -> int:
+        """Slots taken now."""
+        return self._slots.borrowed_tokens
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The pieces of the text that continues `prompt`, as they come; the last has the reason.
+
+        Waits for a free slot and then for the model, bounded by the caller's scope. A reader that
+        is slow holds the text up. Cancelled, or closed by `aclose()`, the text is given up at
+        once and its slot serves the next as soon as the native side has let go: after the batch
+        that it is computing. Raises `InvalidArgument` for what the model can't do,
+        `PermissionDenied` for a grammar where none are taken, `Unavailable` when the engine is
+        closing, `Internal` for its faults.
+        """
+        sampling = sampling or Sampling()
+        if sampling.grammar is not None and not self.settings.grammars:
+            raise PermissionDenied(
+                "grammar: not taken here, since a grammar can stop the engine; use json_schema"
+            )
+        check_prompt(prompt, self.max_context)
+        if self._closing:
+            raise Unavailable("the text engine is closing")
+        send, receive = trio.open_memory_channel[Delta](AHEAD)
+        body = _body(prompt, sampling, self.settings.system_prompt)
+        generation = _Generation(body, not isinstance(prompt, str), send, _Turn(self._prompts))
+        # The engine's nursery owns the thread, so that leaving here never waits for it.
+        self._nursery.start_soon(self._serve, generation, name="text generation")
+        pieces: list[str] = []
+        finished = False
+        try:
+            async for delta in receive:
+                if sampling.json_schema is not None:
+                    pieces.append(delta.text)
+                    _check_kept(pieces, delta.finish_reason)
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            generation.scope.cancel()
+            receive.close()
+        if generation.error is not None:
+            raise generation.error
+        if not finished:
+            raise Unavailable("the text engine is closing")
+
+    async def _serve(self, generation: _Generation) -> None:
+        """Run one text in a thread, and say how it ended by closing the channel."""
+        try:
+            with generation.scope:
+                await generation.turn.take()
+                await trio.to_thread.run_sync(generation.run, self._native, limiter=self._slots)
+        except trio.BrokenResourceError:
+            pass  # the reader is gone
+        except Exception as error:
+            generation.error = error_from(error)
+        finally:
+            generation.turn.give_back()
+            generation.send.close()
+
+
+def _check_kept(pieces: list[str], finish_reason: str | None) -> None:
+    """Raise if a finished text is no JSON: what the native side can't hold a text to, it lets go
+    without a word."""
+    if finish_reason != "stop":
+        return
+    try:
+        json.loads("".join(pieces))
+    except (ValueError, RecursionError):
+        raise InvalidArgument("json_schema: the engine can't hold a text to it") from None
+
+
+def _body(prompt: Prompt, sampling: Sampling, system_prompt: str) -> bytes:
+    """The request as llama.cpp's server takes it."""
+    body: dict[str, Any] = {
+        "stream": True,
+        "return_progress": True,  # chunks during prefill too, so that it can be cancelled
+        "timings_per_token": True,  # token counts in every chunk
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": max(sampling.top_k, 0),
+        "min_p": sampling.min_p,
+        "stop": list(sampling.stop),
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repeat_penalty": sampling.repetition_penalty,
+    }
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed % _SEEDS
+    if sampling.json_schema is not None:
+        body["json_schema"] = json.loads(sampling.json_schema)
+    if sampling.grammar is not None:
+        body["grammar"] = sampling.grammar
+    if isinstance(prompt, str):
+        body["prompt"] = prompt
+    else:
+        body["messages"] = [attrs.asdict(message) for message in prompt]
+        if system_prompt and prompt[0].role != "system":
+            body["messages"].insert(0, attrs.asdict(Message("system", system_prompt)))
+        body["reasoning_format"] = "none"  # all that the model says is the text
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise InvalidArgument(f"the request can't be written as JSON: {error}") from None

@@ -1,0 +1,163 @@
+"""The inputs and outputs of `decode`, and what a request asks for in them.
+
+Names and types are those of vLLM's Triton backend and of TensorRT-LLM's where it has them too.
+Each input may also come as a request parameter of the same name, which the input overrides.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+
+from anyserve.engines.text.deltas import Delta
+from anyserve.engines.text.prompts import Prompt, parse_messages
+from anyserve.engines.text.sampling import Sampling
+from anyserve.errors import InvalidArgument
+from anyserve.messages import OutputValue, Request, Response
+
+INPUTS = {
+    "text_input": "BYTES[1]?",
+    "messages": "BYTES[1]?",
+    "stream": "BOOL[1]?",
+    "exclude_input_in_output": "BOOL[1]?",
+    "return_finish_reason": "BOOL[1]?",
+    "return_num_input_tokens": "BOOL[1]?",
+    "return_num_output_tokens": "BOOL[1]?",
+    "sampling_parameters": "BYTES[1]?",
+    "max_tokens": "INT32[1]?",
+    "temperature": "FP32[1]?",
+    "top_p": "FP32[1]?",
+    "top_k": "INT32[1]?",
+    "min_p": "FP32[1]?",
+    "stop": "BYTES[-1]?",
+    "stop_words": "BYTES[-1]?",
+    "seed": "UINT64[1]?",
+    "random_seed": "UINT64[1]?",
+    "presence_penalty": "FP32[1]?",
+    "frequency_penalty": "FP32[1]?",
+    "repetition_penalty": "FP32[1]?",
+    "json_schema": "BYTES[1]?",
+    "grammar": "BYTES[1]?",
+}
+OUTPUTS = {
+    "text_output": "BYTES[1]",
+    "finish_reason": "BYTES[1]",
+    "num_input_tokens": "UINT32[1]",
+    "num_output_tokens": "UINT32[1]",
+}
+_MAX_JSON = 1 << 20
+"""Characters of `sampling_parameters`; far more than any that is accepted."""
+
+
+@attrs.frozen
+class TextRequest:
+    """What one `decode` request asks for."""
+
+    prompt: Prompt
+    sampling: Sampling
+    stream: bool
+    """Pieces as they come, rather than one response with the whole text."""
+    echo: bool
+    """The prompt stands before the text (`exclude_input_in_output` is false)."""
+    outputs: frozenset[str]
+    """The outputs that responses have."""
+
+    def response(self, text: str, delta: Delta) -> Response:
+        """The response that brings `text`, with the counts so far and the reason, if any yet.
+
+        Every response has all outputs, since a client that asked for one would otherwise get an
+        error; before the last one the reason is empty.
+        """
+        values: dict[str, OutputValue] = {
+            "text_output": text,
+            "finish_reason": delta.finish_reason or "",
+            "num_input_tokens": delta.usage.prompt_tokens,
+            "num_output_tokens": delta.usage.output_tokens,
+        }
+        return Response(outputs={name: values[name] for name in OUTPUTS if name in self.outputs})
+
+
+def read_request(request: Request) -> TextRequest:
+    """What `request` asks for. Raises `InvalidArgument` naming the input or the parameter."""
+    text, messages = _text(request, "text_input"), _text(request, "messages")
+    if (text is None) == (messages is None):
+        raise InvalidArgument("one of text_input (a raw prompt) and messages (a chat) is expected")
+    stream = _flag(request, "stream", default=False)
+    echo = not _flag(request, "exclude_input_in_output", default=True)
+    if echo and (stream or text is None):
+        raise InvalidArgument(
+            "exclude_input_in_output: false goes neither with stream nor with messages"
+        )
+    return TextRequest(
+        prompt=text if text is not None else parse_messages(messages or ""),
+        sampling=_sampling(request),
+        stream=stream,
+        echo=echo,
+        outputs=frozenset(name for name in OUTPUTS if _wanted(request, name)),
+    )
+
+
+def _wanted(request: Request, output: str) -> bool:
+    return output == "text_output" or _flag(request, f"return_{output}", default=True)
+
+
+def _sampling(request: Request) -> Sampling:
+    """Single inputs win over `sampling_parameters`, which win over request parameters."""
+    names = Sampling.names()
+    values = {name: request.parameters[name] for name in names if name in request.parameters}
+    text = _text(request, "sampling_parameters")
+    if text is not None:
+        values |= _json_object("sampling_parameters", text)
+    values |= {name: _input(request, name) for name in names if name in request}
+    return Sampling.of(values)
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    if len(text) > _MAX_JSON:
+        raise InvalidArgument(f"{name}: more than {_MAX_JSON} characters")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{name}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{name}: a JSON object is expected")
+    return value
+
+
+def _input(request: Request, name: str) -> Any:
+    """The Python value of input `name`: a list of text for stop strings, else a single value."""
+    array = request[name]
+    values = [
+        _decoded(name, item) if isinstance(item, bytes) else item
+        for item in array.reshape(-1).tolist()
+    ]
+    return values if INPUTS[name] == "BYTES[-1]?" else values[0]
+
+
+def _decoded(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _given(request: Request, name: str) -> Any:
+    return _input(request, name) if name in request else request.parameters.get(name)
+
+
+def _text(request: Request, name: str) -> str | None:
+    value = _given(request, name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidArgument(f"{name}: text is expected, not a {type(value).__name__}")
+    return value
+
+
+def _flag(request: Request, name: str, *, default: bool) -> bool:
+    value = _given(request, name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name}: true or false is expected, not a {type(value).__name__}")
+    return value

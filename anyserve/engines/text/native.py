@@ -1,0 +1,118 @@
+"""llama.cpp's server inside this process: all that touches `xllamacpp`, and its traps.
+
+Everything here blocks and is called from threads. The package is imported when a model loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from anyserve.engines.errors import CannotLoad
+from anyserve.engines.text.settings import TextSettings, find_model
+
+BATCH = 32
+"""Tokens that are computed at once: as fast as 512 on a CPU (6 ms each on one core), and the
+longest that a prompt can hold up the other texts, or, twice, its own cancellation."""
+
+_ROUNDED_TO = 256
+"""The native side rounds a slot's context up to a multiple of that."""
+
+OnChunk = Callable[[bytes], bool]
+"""Takes one chunk of JSON; True ends the request and frees its slot. Must not raise: the native
+side would end the request without a word."""
+
+
+class NativeServer:
+    """A loaded model with its slots; `load` makes one."""
+
+    def __init__(self, server: Any, model: Path, context: int) -> None:
+        self._server = server
+        self.model = model
+        self.context = context
+        """Tokens of a slot's context: no more than what the model was trained for."""
+
+    @classmethod
+    def load(cls, settings: TextSettings) -> NativeServer:
+        """Load the model. Blocks, most of the time with the GIL held, so no timer can bound it
+        but one in another process. Raises `CannotLoad`.
+        """
+        xllamacpp = _import_xllamacpp()
+        model = find_model(settings)
+        # It always listens for HTTP. On a socket file in a folder of ours, gone before anybody
+        # could connect, nobody ever reaches it; the key is for the moment in between.
+        with tempfile.TemporaryDirectory(prefix="anyserve-") as folder:
+            parameters = _parameters(xllamacpp, settings, model, f"{folder}/http.sock")
+            try:
+                server = xllamacpp.Server(parameters)
+            except (RuntimeError, ValueError) as error:
+                raise CannotLoad(
+                    f"model {str(model)!r}: llama.cpp can't load it: {error}"
+                ) from None
+        return cls(server, model, _slot_context(server, settings.context))
+
+    def run(self, body: bytes, chat: bool, on_chunk: OnChunk) -> None:
+        """Run one request, calling `on_chunk` in this thread. Raises what the native side does."""
+        if chat:
+            self._server.handle_chat_completions(body, on_chunk)
+        else:
+            self._server.handle_completions(body, on_chunk)
+
+    def close(self) -> None:
+        """Unload the model; no request may be running."""
+        self._server = None
+
+
+def _slot_context(server: Any, asked: int) -> int:
+    """What a slot really holds, read from the refusal of a prompt that is too long for it.
+
+    Also what makes the server safe to destroy: before its loop has answered something, that
+    hangs for ever.
+    """
+    refusals: list[bytes] = []
+    prompt = [0] * (asked + 2 * _ROUNDED_TO)
+    server.handle_completions(
+        json.dumps({"prompt": prompt, "max_tokens": 1}).encode(), refusals.append
+    )
+    return int(json.loads(refusals[0])["error"]["n_ctx"])
+
+
+def _import_xllamacpp() -> Any:
+    try:
+        return importlib.import_module("xllamacpp")
+    except ModuleNotFoundError:
+        raise CannotLoad(
+            "the package xllamacpp is missing: pip install 'anyserve[local]'"
+        ) from None
+    except ImportError as error:
+        if "libgomp" in str(error):
+            raise CannotLoad(
+                "the system library libgomp.so.1 is missing:"
+                " apt-get install libgomp1, dnf install libgomp or apk add libgomp"
+            ) from None
+        raise CannotLoad(f"xllamacpp can't be imported: {error}") from None
+
+
+def _parameters(xllamacpp: Any, settings: TextSettings, model: Path, address: str) -> Any:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(model)
+    parameters.model_alias = {"text"}  # named in every chunk; the default is the whole path
+    parameters.n_parallel = settings.slots
+    parameters.n_ctx = settings.slots * settings.context
+    parameters.n_batch = parameters.n_ubatch = max(BATCH, settings.slots)
+    parameters.cpuparams.n_threads = settings.threads
+    parameters.cpuparams_batch.n_threads = settings.threads
+    parameters.cache_ram_mib = 0
+    parameters.verbosity = -1
+    parameters.hostnames = [address]
+    parameters.n_threads_http = 1
+    parameters.api_keys = [secrets.token_hex(16)]
+    parameters.cors_origins = ""
+    parameters.ui = False
+    parameters.endpoint_slots = False
+    return parameters

@@ -1,0 +1,153 @@
+"""How a text is to be chosen: `Sampling`, checked before any of it reaches native code.
+
+The native side takes a temperature of -1 or a `stop` that is a dict without a word and does
+something with it, so types, ranges and sizes are all held here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from anyserve.engines.text.constraints import check_grammar, check_json_schema
+from anyserve.errors import InvalidArgument
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+_INT32 = 2**31 - 1
+_UINT64 = 2**64 - 1
+
+ALIASES = {"stop_words": "stop", "random_seed": "seed"}
+"""Names that TensorRT-LLM's backend has for what vLLM's names otherwise."""
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _whole(least: int, most: int) -> Validator:
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidArgument(
+                f"{field.name}: a whole number is expected, not a {type(value).__name__}"
+            )
+        if not least <= value <= most:
+            raise InvalidArgument(f"{field.name}: {value} is not in the range {least} to {most}")
+
+    return check
+
+
+def _real(least: float, most: float, *, above: bool = False) -> Validator:
+    """least <= value <= most, or least < value <= most where `above`."""
+
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidArgument(
+                f"{field.name}: a number is expected, not a {type(value).__name__}"
+            )
+        if not math.isfinite(value):
+            raise InvalidArgument(f"{field.name}: {value} is not finite")
+        if not least <= value <= most or (above and value == least):
+            bound = f"over {least:g} and up" if above else f"{least:g}"
+            raise InvalidArgument(
+                f"{field.name}: {value:g} is not in the range {bound} to {most:g}"
+            )
+
+    return check
+
+
+def _stops(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(stop, str) for stop in value):
+        raise InvalidArgument(f"{field.name}: a string or a list of strings is expected")
+    if len(value) > MAX_STOPS:
+        raise InvalidArgument(f"{field.name}: {len(value)} strings, but at most {MAX_STOPS} count")
+    for stop in value:
+        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
+            raise InvalidArgument(
+                f"{field.name}: a string of {len(stop)} characters, not 1 to {MAX_STOP_LENGTH}"
+            )
+
+
+def _checked_by(check: Callable[[Any], Any]) -> Validator:
+    return lambda _self, _field, value: check(value)
+
+
+@attrs.frozen
+class Sampling:
+    """How to choose the tokens of one text. Raises `InvalidArgument` naming the parameter."""
+
+    max_tokens: int = attrs.field(default=256, validator=_whole(1, _INT32))
+    """The text ends here with finish reason `length`, or where the context is full."""
+    temperature: float = attrs.field(default=0.0, validator=_real(0, 10))
+    """0 takes the likeliest token each time."""
+    top_p: float = attrs.field(default=1.0, validator=_real(0, 1, above=True))
+    top_k: int = attrs.field(default=0, validator=_whole(-1, _INT32))
+    """Choose among that many; 0 or -1: among all."""
+    min_p: float = attrs.field(default=0.0, validator=_real(0, 1))
+    stop: tuple[str, ...] = attrs.field(default=(), validator=_stops)
+    """The text ends before the first of these, which is not part of it."""
+    seed: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_whole(0, _UINT64))
+    )
+    """None: another one each time."""
+    presence_penalty: float = attrs.field(default=0.0, validator=_real(-2, 2))
+    frequency_penalty: float = attrs.field(default=0.0, validator=_real(-2, 2))
+    repetition_penalty: float = attrs.field(default=1.0, validator=_real(0, 10, above=True))
+    json_schema: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_checked_by(check_json_schema))
+    )
+    """The text is JSON of this schema: a subset of JSON Schema, see `constraints`."""
+    grammar: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_checked_by(check_grammar))
+    )
+    """The text follows this GBNF grammar, where the engine's owner lets clients send them."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.json_schema is not None and self.grammar is not None:
+            raise InvalidArgument("json_schema and grammar: only one of them at a time")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The parameters' names, aliases included."""
+        return (*(field.name for field in attrs.fields(cls)), *ALIASES)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Sampling:
+        """The sampling that a request's `values` ask for by name; None stands for the default.
+
+        Numbers may be written as text, as clients of vLLM's backend do; `stop` may be one string.
+        Raises `InvalidArgument`, also for a name it doesn't know or one given under two names.
+        """
+        known: dict[str, Any] = {}
+        for given, value in values.items():
+            name = ALIASES.get(given, given)
+            if given not in cls.names():
+                raise InvalidArgument(
+                    f"{given[:40]!r} is no sampling parameter; there are {', '.join(cls.names())}"
+                )
+            if name in known:
+                raise InvalidArgument(f"{name}: given twice, once as {given}")
+            if value is not None:
+                known[name] = _from_request(name, value)
+        return cls(**known)
+
+
+_WHOLE = {"max_tokens", "top_k", "seed"}
+_TEXT = {"json_schema", "grammar"}
+
+
+def _from_request(name: str, value: Any) -> Any:
+    if name == "stop":
+        if isinstance(value, list):
+            return tuple(value)
+        return (value,) if isinstance(value, str) else value
+    if name == "json_schema" and isinstance(value, dict):
+        return json.dumps(value)
+    if name in _TEXT or not isinstance(value, str):
+        return value
+    try:
+        return int(value) if name in _WHOLE else float(value)
+    except ValueError:
+        raise InvalidArgument(f"{name}: {value[:40]!r} is not a number") from None
