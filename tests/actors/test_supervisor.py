@@ -687,3 +687,22 @@ async def test_a_child_can_be_stopped_while_its_supervisor_starts(
         nursery.start_soon(stop)
         async with open_tree("root", supervisor):
             assert stage.lives == lives
+
+
+async def test_children_that_load_long_start_side_by_side_on_a_live_supervisor(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage(seconds_to_start={"slow": 30, "slower": 40})
+    async with running([stage.spec("a")], stage, policy()) as tree:
+        async with trio.open_nursery() as nursery:
+            for name in ("slower", "slow"):
+                nursery.start_soon(tree.supervisor.start_child, stage.spec(name))
+            await trio.sleep(1)
+            await tree.fail("a")  # its restart waits for nobody
+        assert stage.since_last_look() == [
+            (1, "a fails"),
+            (1, "-a"),
+            (2, "+a"),
+            (30, "+slow"),
+            (40, "+slower"),
+        ]
