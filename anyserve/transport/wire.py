@@ -1,0 +1,49 @@
+"""What a call needs of an HTTP/2 stream: the line between gRPC and whatever carries it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+
+from anyserve.transport.headers import Headers
+
+
+class WireStream(Protocol):
+    """One HTTP/2 stream, with either end of the call behind it."""
+
+    peer: str
+    scope: trio.CancelScope
+    """A server's: cancelled when the client gives the call up or its connection breaks."""
+
+    async def receive_some(self) -> bytes:
+        """The next bytes of the peer's DATA frames, none once the peer has ended its side.
+
+        Waits for the peer, and gives its window back for what is taken. Cancelled, nothing is
+        lost. Raises an `AnyServeError` when the stream has failed.
+        """
+        ...
+
+    async def send(
+        self,
+        *,
+        headers: Headers | None = None,
+        data: bytes = b"",
+        trailers: Headers | None = None,
+        end: bool = False,
+    ) -> None:
+        """Send what is given, in this order, in as few writes as the peer allows; one task a time.
+
+        Trailers end the stream, and so does `end`. Waits for the peer's windows and for its socket
+        to take bytes. Cancelled while it waits, part of it has been sent. Raises an
+        `AnyServeError` when the stream has failed.
+        """
+        ...
+
+    def end_now(self, trailers: Headers) -> None:
+        """Send the trailers without waiting, where the stream is still open."""
+        ...
+
+    def reset(self) -> None:
+        """Give the stream up, where it is still open."""
+        ...

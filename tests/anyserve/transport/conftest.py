@@ -1,0 +1,325 @@
+"""A live server with a service that shows what it sees, and a raw HTTP/2 client."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from grpclib.const import Cardinality, Handler
+from h2 import events
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
+from anyserve.errors import NotFound
+from anyserve.transport.address import TcpAddress
+from anyserve.transport.grpclib_server import Server, serve
+from anyserve.transport.rpc import Limits, ServerStream
+
+
+class Probe:
+    """Echoes, counts, hangs and fails on request, and remembers what happened to its handlers."""
+
+    def __init__(self) -> None:
+        self.started = trio.Event()
+        self.release = trio.Event()
+        self.ended: list[str] = []
+        self.produced = 0
+        self.received = 0
+        self.seen: ServerStream | None = None
+        self._ended = trio.Event()
+
+    def __mapping__(self) -> dict[str, Handler]:
+        def method(func: Any, cardinality: Cardinality) -> Handler:
+            return Handler(func, cardinality, bytes, bytes)
+
+        return {
+            "/test.Probe/Echo": method(self.echo, Cardinality.UNARY_UNARY),
+            "/test.Probe/Join": method(self.join, Cardinality.STREAM_UNARY),
+            "/test.Probe/Repeat": method(self.repeat, Cardinality.UNARY_STREAM),
+            "/test.Probe/EchoAll": method(self.echo_all, Cardinality.STREAM_STREAM),
+            "/test.Probe/Hang": method(self.hang, Cardinality.UNARY_UNARY),
+            "/test.Probe/Wait": method(self.wait, Cardinality.UNARY_UNARY),
+            "/test.Probe/Fail": method(self.fail, Cardinality.UNARY_UNARY),
+            "/test.Probe/Silent": method(self.silent, Cardinality.UNARY_UNARY),
+            "/test.Probe/Sink": method(self.sink, Cardinality.STREAM_UNARY),
+        }
+
+    async def echo(self, stream: ServerStream) -> None:
+        self.seen = stream
+        await stream.send_message(await stream.recv_message())
+
+    async def join(self, stream: ServerStream) -> None:
+        await stream.send_message(b"".join([message async for message in stream]))
+
+    async def repeat(self, stream: ServerStream) -> None:
+        """`size,count`: that many messages of that many bytes."""
+        size, count = map(int, (await stream.recv_message()).split(b","))
+        self.started.set()
+        try:
+            for _ in range(count):
+                await stream.send_message(b"m" * size)
+                self.produced += 1
+        except trio.Cancelled:
+            self._end("cancelled")
+            raise
+
+    async def echo_all(self, stream: ServerStream) -> None:
+        await stream.send_initial_metadata(metadata={"early": "yes"})
+        async for message in stream:
+            self.received += 1
+            await stream.send_message(message)
+        await stream.send_trailing_metadata(metadata={"late": "yes"})
+
+    async def hang(self, stream: ServerStream) -> None:
+        self.seen = stream
+        await stream.recv_message()
+        self.started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            self._end("cancelled")
+
+    async def wait(self, stream: ServerStream) -> None:
+        message = await stream.recv_message()
+        self.started.set()
+        await self.release.wait()
+        await stream.send_message(message)
+        self._end("answered")
+
+    async def fail(self, stream: ServerStream) -> None:
+        kind = await stream.recv_message()
+        if kind == b"own":
+            raise NotFound("no model 'größe', there is\necho: 100 %")
+        if kind == b"group":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._raise, NotFound("from a child"))
+                await trio.sleep_forever()
+        raise KeyError("a bug")
+
+    async def silent(self, stream: ServerStream) -> None:
+        await stream.recv_message()
+
+    async def sink(self, stream: ServerStream) -> None:
+        """Reads one message, then waits to be released, then reads the rest."""
+        await stream.recv_message()
+        self.started.set()
+        await self.release.wait()
+        async for message in stream:
+            self.received += len(message)
+        await stream.send_message(b"%d" % self.received)
+
+    async def until_ended(self) -> None:
+        with trio.fail_after(5):
+            await self._ended.wait()
+
+    def _end(self, how: str) -> None:
+        self.ended.append(how)
+        self._ended.set()
+
+    async def _raise(self, error: Exception) -> None:
+        raise error
+
+
+@attrs.define
+class Live:
+    """A running server and the service in it."""
+
+    server: Server
+    probe: Probe
+    stop: Callable[[], None]
+
+    @property
+    def target(self) -> str:
+        return str(self.server.address)
+
+
+@asynccontextmanager
+async def run_live(limits: Limits | None = None) -> AsyncIterator[Live]:
+    probe = Probe()
+    scope = trio.CancelScope()
+
+    async def run(task_status: trio.TaskStatus[Server]) -> None:
+        with scope:
+            address = TcpAddress("127.0.0.1", 0)
+            await serve([probe], address, limits=limits, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        yield Live(await nursery.start(run), probe, scope.cancel)
+        scope.cancel()
+
+
+@pytest.fixture
+async def live() -> AsyncIterator[Live]:
+    async with run_live() as live:
+        yield live
+
+
+@pytest.fixture
+async def live_small() -> AsyncIterator[Live]:
+    """Messages of at most 8 MiB."""
+    async with run_live(Limits(max_message_bytes=8 * 1024 * 1024)) as live:
+        yield live
+
+
+def framed(message: bytes, flag: int = 0) -> bytes:
+    return struct.pack(">BI", flag, len(message)) + message
+
+
+@attrs.define
+class Answer:
+    """What a raw call was answered with."""
+
+    headers: dict[str, str] = attrs.field(factory=dict)
+    trailers: dict[str, str] = attrs.field(factory=dict)
+    data: bytes = b""
+    reset: int | None = None
+    ended: bool = False
+
+    @property
+    def status(self) -> str | None:
+        return self.trailers.get("grpc-status", self.headers.get("grpc-status"))
+
+
+class RawClient:
+    """HTTP/2 by hand: every frame under the test's control."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream
+        self.h2 = H2Connection(
+            H2Configuration(
+                client_side=True,
+                header_encoding="utf-8",
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self.answers: dict[int, Answer] = {}
+        self.goaway: events.ConnectionTerminated | None = None
+        self.closed = False
+        self.pongs = 0
+        self.auto_window = True
+
+    async def greet(self) -> None:
+        self.h2.initiate_connection()
+        await self.flush()
+
+    async def flush(self) -> None:
+        data = self.h2.data_to_send()
+        if data:
+            await self.socket.send_all(data)
+
+    async def send_raw(self, data: bytes) -> None:
+        """Bytes around h2, as hostile as wanted; the server may have closed already."""
+        try:
+            await self.socket.send_all(data)
+        except trio.BrokenResourceError:
+            self.closed = True
+
+    def head(self, path: str, **extra: str | None) -> list[tuple[str, str]]:
+        """Request headers; `te=None` leaves one out, `grpc_timeout="1S"` adds one."""
+        headers: dict[str, str | None] = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": f"/test.Probe/{path}",
+            ":authority": "test",
+            "te": "trailers",
+            "content-type": "application/grpc",
+        }
+        for name, value in extra.items():
+            pseudo = ":" + name
+            headers[pseudo if pseudo in headers else name.replace("_", "-")] = value
+        return [(name, value) for name, value in headers.items() if value is not None]
+
+    async def call(
+        self, path: str, data: bytes | None = None, *, end: bool = True, **extra: str | None
+    ) -> int:
+        """Begin a call with `data` as its raw body so far."""
+        stream_id = self.h2.get_next_available_stream_id()
+        self.answers[stream_id] = Answer()
+        self.h2.send_headers(stream_id, self.head(path, **extra), end_stream=end and data is None)
+        if data is not None:
+            self.h2.send_data(stream_id, data, end_stream=end)
+        await self.flush()
+        return stream_id
+
+    async def answer(self, stream_id: int) -> Answer:
+        """The call's answer once it has ended or was reset."""
+        await self.until(lambda: self.answers[stream_id].ended)
+        return self.answers[stream_id]
+
+    async def until(self, done: Any) -> None:
+        """Read until `done()` or until the connection closes; five seconds at most."""
+        with trio.fail_after(5):
+            while not done() and not self.closed:
+                await self.read()
+
+    async def read(self) -> None:
+        try:
+            data = await self.socket.receive_some(65536)
+        except trio.BrokenResourceError:
+            data = b""
+        if not data:
+            self.closed = True
+            return
+        for event in self.h2.receive_data(data):
+            self._take(event)
+        if self.h2.state_machine.state.name != "CLOSED":
+            await self.flush()
+
+    def _take(self, event: events.Event) -> None:
+        answer = self.answers.get(getattr(event, "stream_id", 0) or 0, Answer())
+        match event:
+            case events.ResponseReceived():
+                answer.headers = dict(event.headers)
+            case events.TrailersReceived():
+                answer.trailers = dict(event.headers)
+            case events.DataReceived():
+                answer.data += event.data
+                if self.auto_window:
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            case events.StreamEnded():
+                answer.ended = True
+            case events.StreamReset():
+                if not answer.ended:
+                    answer.reset = int(event.error_code)
+                answer.ended = True
+            case events.ConnectionTerminated():
+                self.goaway = event
+            case events.PingAckReceived():
+                self.pongs += 1
+
+
+@asynccontextmanager
+async def connect_raw(live: Live) -> AsyncIterator[RawClient]:
+    address = live.server.address
+    assert isinstance(address, TcpAddress)
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        yield RawClient(stream)
+
+
+@pytest.fixture
+async def raw(live: Live) -> AsyncIterator[RawClient]:
+    """A client that has greeted."""
+    async with connect_raw(live) as client:
+        await client.greet()
+        yield client
+
+
+@pytest.fixture
+def connect() -> Any:
+    """Opens further raw clients: `async with connect(live) as client`."""
+    return connect_raw
+
+
+@pytest.fixture
+def frame() -> Any:
+    """Puts gRPC's prefix before a message."""
+    return framed
