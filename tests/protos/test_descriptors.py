@@ -13,6 +13,13 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 
+KSERVES_OWN = {
+    "inference.RepositoryModelLoadResponse": {"model_name": 1, "is_loaded": 2},
+    "inference.RepositoryModelUnloadResponse": {"model_name": 1, "is_unloaded": 2},
+}
+"""Fields, with the numbers of KServe's own protocol, of messages that Triton's has empty."""
+
+
 def files(pool: Any) -> list[Any]:
     return [pool.FindFileByName(name) for name in proto_files()]
 
@@ -64,6 +71,10 @@ def test_every_message_and_field_is_on_the_wire_as_in_tritonclient(pool: Any) ->
     for file in inference_files(pool):
         for message in messages(file):
             theirs = tritons(message.full_name)
+            if message.full_name in KSERVES_OWN:
+                assert not theirs.fields
+                assert {f.name: f.number for f in message.fields} == KSERVES_OWN[message.full_name]
+                continue
             for field in message.fields:
                 assert describe(field) == describe(theirs.fields_by_name[field.name]), field.name
                 count += 1
@@ -74,7 +85,7 @@ def test_the_service_protocol_is_declared_whole(pool: Any) -> None:
     ours = {m.full_name for m in messages(pool.FindFileByName("inference.proto"))}
     theirs = {m.full_name for m in messages(service_pb2.DESCRIPTOR)}
     assert ours == theirs
-    for name in ours:
+    for name in ours - KSERVES_OWN.keys():
         mine = pool.FindMessageTypeByName(name)
         assert mine.fields_by_name.keys() == tritons(name).fields_by_name.keys()
 

@@ -1246,7 +1246,13 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class RepositoryModelLoadResponse(betterproto2.Message):
-    pass
+    """
+    Empty in Triton's protocol, whose clients skip these fields; KServe's clients read them.
+    """
+
+    model_name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    is_loaded: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message(
@@ -1278,7 +1284,9 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class RepositoryModelUnloadResponse(betterproto2.Message):
-    pass
+    model_name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    is_unloaded: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
 
 default_message_pool.register_message(
