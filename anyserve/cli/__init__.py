@@ -1,0 +1,35 @@
+"""The `anyserve` command: `replica`, `infer`, `chat`, `tree` and `trace`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from anyserve import __version__
+from anyserve.cli import ask, look, replica
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status.
+
+    0: done. 1: it could not be done (the reason is on standard error, in one line). 2: the command
+    line makes no sense. 3: a replica that ran could not go on.
+    """
+    parser = argparse.ArgumentParser(
+        prog="anyserve",
+        description="A capability-oriented serving runtime for large language models.",
+        epilog="`anyserve COMMAND --help` tells more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"anyserve {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    replica.add_command(commands)
+    ask.add_commands(commands)
+    look.add_commands(commands)
+    options = parser.parse_args(argv)
+    status: int = options.run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""`anyserve replica`: serve capabilities until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from anyserve_actors import RestartIntensityExceeded
+
+from anyserve import __version__, logs
+from anyserve.engines import BUILTINS
+from anyserve.offers import Offer
+from anyserve.replica.group import AppSpec
+from anyserve.replica.pool import State
+from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig, open_replica
+from anyserve.replica.repository import Plan, StartError
+from anyserve.transport.grpclib_server import CannotListen
+from anyserve.transport.rpc import MIB, Limits
+
+_DESCRIPTION = """\
+Serve capabilities over KServe v2 (gRPC), each by worker processes of its app.
+
+Capabilities come from your apps (--app module:attribute) and from what is built in
+(decode: text from a local model; embedding: sentence embeddings).
+"""
+_EXAMPLES = """\
+examples:
+  anyserve replica --caps decode,embedding
+  anyserve replica --app examples.echo:app
+  anyserve replica --app mine:create_app --workers 2 --python /opt/engine/bin/python
+
+SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones get UNAVAILABLE.
+A second signal stops at once.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `replica` to the command line."""
+    parser = commands.add_parser(
+        "replica",
+        help="serve capabilities",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--caps", type=_names, help="capabilities to serve, with commas; all of the apps' if left")
+    add(
+        "--app",
+        action="append",
+        default=[],
+        metavar="MODULE:ATTRIBUTE",
+        help="an app or a function that makes one; may be given several times",
+    )
+    add("--workers", type=_count, default=1, help="worker processes of each app (1)")
+    add("--python", default=sys.executable, help="the interpreter of your apps' workers")
+    add("--model", help="a GGUF file for the built-in decode")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=_port, default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
+    add("--drain-timeout", type=_seconds, default=30.0, metavar="SECONDS", help="see below (30)")
+    add("--message-limit", type=_count, default=256, metavar="MIB", help="largest message (256)")
+    add("--no-client-shared-memory", action="store_true", help="refuse clients' own memory")
+    add("--server-name", default="anyserve", help="what ServerMetadata says (anyserve)")
+    add("--log-format", choices=logs.FORMATS, default="text")
+    add("--log-level", choices=logs.LEVELS, default="info")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal; the exit status."""
+    logs.configure(options.log_format, options.log_level, actor="replica")
+    config = ReplicaConfig(
+        plan=_plan(options),
+        host=options.host,
+        port=options.port,
+        server_name=options.server_name,
+        limits=Limits(max_message_bytes=options.message_limit * MIB),
+        drain_timeout=options.drain_timeout,
+        client_shared_memory=not options.no_client_shared_memory,
+    )
+    try:
+        trio.run(_serve, config)
+    except (StartError, CannotListen, PermissionError) as error:
+        print(f"anyserve: {error}", file=sys.stderr)
+        return 1
+    except RestartIntensityExceeded as error:
+        print(f"anyserve: the replica can't go on: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    common = {"log_format": options.log_format, "log_level": options.log_level}
+    apps = [
+        AppSpec(
+            name=_app_name(target, options.app[:index]),
+            target=target,
+            python=options.python,
+            workers=options.workers,
+            **common,
+        )
+        for index, target in enumerate(options.app)
+    ]
+    builtins = {
+        name: AppSpec(
+            name=name,
+            target=target,
+            options={"model": options.model} if options.model and name == "decode" else {},
+            workers=options.workers,
+            **common,
+        )
+        for name, target in BUILTINS.items()
+    }
+    if options.caps is None and not apps:
+        return Plan(apps, builtins, tuple(BUILTINS))
+    return Plan(apps, builtins, options.caps)
+
+
+def _app_name(target: str, before: Sequence[str]) -> str:
+    """What an app's workers are called: its module's last word, numbered where it comes again."""
+    name = target.partition(":")[0].rpartition(".")[2] or "app"
+    same = sum(other.partition(":")[0].rpartition(".")[2] == name for other in before)
+    return f"{name}{same + 1}" if same else name
+
+
+async def _serve(config: ReplicaConfig) -> None:
+    began = time.monotonic()
+    loading = config.plan.wanted or [app.target for app in config.plan.apps]
+    _say(f"anyserve {__version__}: loading {', '.join(loading)}")
+    stopping = trio.Event()
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            watch = _Signals(stopping, nursery.cancel_scope)
+            await nursery.start(watch.run)
+            async with open_replica(config) as replica:
+                watch.replica = replica
+                _announce(replica, time.monotonic() - began)
+                await stopping.wait()
+                _say(f"draining: {replica.dispatcher.in_flight} requests in flight")
+                await replica.drain()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = group
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+    if failure is not None:
+        raise failure
+    _say("stopped")
+
+
+class _Signals:
+    """The first signal drains, or gives up loading; the second stops at once."""
+
+    def __init__(self, stopping: trio.Event, scope: trio.CancelScope) -> None:
+        self.replica: Replica | None = None
+        self._stopping = stopping
+        self._scope = scope
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.replica is None or self._stopping.is_set():
+                    if self.replica is not None:
+                        self.replica.kill_workers()
+                    self._scope.cancel()
+                    return
+                self._stopping.set()
+
+
+def _announce(replica: Replica, seconds: float) -> None:
+    offers = [p.offer for p in replica.dispatcher.pools if p.state is State.READY]
+    _say(f"ready in {seconds:.1f} s on {replica.address}")
+    for offer in offers:
+        _say(f"  {offer.capability}")
+    _say(f"try: {_command()} infer {replica.address} {_example(offers)}")
+
+
+def _command() -> str:
+    """How this program is called from the shell that started it."""
+    if "UV" in os.environ:
+        return "uv run anyserve"
+    return "anyserve" if shutil.which("anyserve") else f"{sys.executable} -m anyserve"
+
+
+def _example(offers: Sequence[Offer]) -> str:
+    """Arguments that get a first answer."""
+    if not offers:
+        return "CAPABILITY"
+    names = [offer.name for offer in offers]
+    if "decode" in names:
+        return "decode text_input='The capital of France is'"
+    offer = offers[0]
+    values = [
+        f"{spec.name}={'hello' if spec.datatype == 'BYTES' else '1'}"
+        for spec in offer.inputs
+        if not spec.optional
+    ]
+    return " ".join([offer.name, *values])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("names no capability")
+    return names
+
+
+def _count(text: str) -> int:
+    return int(_at_least(text, int(text) if text.isdigit() else 0, 1))
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
+    return port
+
+
+def _seconds(text: str) -> float:
+    try:
+        return _at_least(text, float(text), 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+
+
+def _at_least(text: str, value: float, least: float) -> float:
+    if not value >= least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {least} or more")
+    return value

@@ -1,0 +1,159 @@
+"""A small Trio client of KServe v2: what the command line uses, and examples and tests may."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from anyserve_protos import inference as pb
+from anyserve_protos.infer_wire import join_request
+
+from anyserve import parameters, tensors
+from anyserve.capability import Attribute
+from anyserve.errors import Unknown
+from anyserve.messages import OutputValue, Response, as_array
+from anyserve.transport.grpclib_client import Channel, ClientStream, open_channel
+
+Reply = TypeVar("Reply")
+_SERVICE = "/inference.GRPCInferenceService"
+
+
+class Client:
+    """Calls one replica; see `open_client`. Deadlines are those of the caller's cancel scopes.
+
+    Every method raises the `AnyServeError` that the replica answers with, and `Unavailable` when
+    it can't be reached.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def infer(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        values: Mapping[str, Attribute] | None = None,
+        *,
+        request_id: str = "",
+    ) -> Response:
+        """One request, one response; outputs are numpy arrays."""
+        request = encode_request(capability, inputs, values or {}, request_id)
+        reply = await self._channel.unary(f"{_SERVICE}/ModelInfer", request, bytes)
+        return decode_response(pb.ModelInferResponse.parse(reply))
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[InferStream]:
+        """A stream of requests; leaving the block cancels what has not been answered."""
+        async with self._channel.stream(f"{_SERVICE}/ModelStreamInfer", bytes, bytes) as call:
+            yield InferStream(call)
+
+    async def generate(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        values: Mapping[str, Attribute] | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """The responses to one request as they come, the empty final one left out.
+
+        Use it with `contextlib.aclosing`, so that leaving early cancels the request.
+        """
+        asked = {**(values or {}), "triton_enable_empty_final_response": True}
+        async with self.stream() as stream:
+            await stream.send(capability, inputs, asked)
+            await stream.end()
+            async for response in stream:
+                if response.outputs:
+                    yield response
+
+    async def metadata(self, capability: str) -> pb.ModelMetadataResponse:
+        """What a capability takes and gives."""
+        reply: pb.ModelMetadataResponse = await self._call(
+            "ModelMetadata", pb.ModelMetadataRequest(name=capability)
+        )
+        return reply
+
+    async def ready(self) -> bool:
+        """Whether the replica has loaded all it should."""
+        reply: pb.ServerReadyResponse = await self._call("ServerReady", pb.ServerReadyRequest())
+        return reply.ready
+
+    async def capabilities(self) -> list[str]:
+        """What the replica serves."""
+        request = pb.RepositoryIndexRequest(ready=True)
+        index: pb.RepositoryIndexResponse = await self._call("RepositoryIndex", request)
+        return [model.name for model in index.models]
+
+    async def _call(self, method: str, request: Any) -> Any:
+        reply_type = getattr(pb, f"{method}Response")
+        return await self._channel.unary(f"{_SERVICE}/{method}", request, reply_type)
+
+
+class InferStream:
+    """Requests one way, responses the other; they carry the requests' ids."""
+
+    def __init__(self, call: ClientStream[bytes, bytes]) -> None:
+        self._call = call
+
+    async def send(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        values: Mapping[str, Attribute] | None = None,
+        *,
+        request_id: str = "",
+    ) -> None:
+        """Send a request; waits while the replica does not read."""
+        await self._call.send(encode_request(capability, inputs, values or {}, request_id))
+
+    async def end(self) -> None:
+        """Send no more requests."""
+        await self._call.end()
+
+    def __aiter__(self) -> InferStream:
+        return self
+
+    async def __anext__(self) -> Response:
+        message = await self._call.recv()
+        if message is None:
+            raise StopAsyncIteration
+        reply = pb.ModelStreamInferResponse.parse(message)
+        if reply.error_message or reply.infer_response is None:
+            raise Unknown(reply.error_message)
+        return decode_response(reply.infer_response)
+
+
+@asynccontextmanager
+async def open_client(address: str) -> AsyncIterator[Client]:
+    """A client of the replica at `host:port`; raises `InvalidArgument` for no such address."""
+    async with open_channel(address) as channel:
+        yield Client(channel)
+
+
+def encode_request(
+    capability: str,
+    inputs: Mapping[str, OutputValue],
+    values: Mapping[str, Attribute],
+    request_id: str = "",
+) -> bytes:
+    """A ModelInferRequest; `inputs` are as a `Response` takes outputs, `values` its parameters."""
+    request = pb.ModelInferRequest(model_name=capability, id=request_id)
+    request.parameters = {key: parameters.encode(value) for key, value in values.items()}
+    raw = []
+    for name, value in inputs.items():
+        datatype, shape, buffer = tensors.encode_raw(as_array(value))
+        request.inputs.append(
+            pb.ModelInferRequestInferInputTensor(name=name, datatype=datatype, shape=list(shape))
+        )
+        raw.append(buffer)
+    return join_request(bytes(request), raw)
+
+
+def decode_response(response: pb.ModelInferResponse) -> Response:
+    """The outputs of a response as numpy arrays, and its parameters."""
+    outputs = {
+        output.name: tensors.decode_raw(output.name, output.datatype, output.shape, raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    values = {key: parameters.decode(value) for key, value in response.parameters.items()}
+    return Response(outputs, values)

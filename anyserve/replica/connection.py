@@ -1,0 +1,166 @@
+"""The replica's end of one worker link: calls out, replies back, by a table of open calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from anyserve.errors import AnyServeError
+from anyserve.link import frames
+from anyserve.link.channel import FrameChannel
+from anyserve.link.frames import Buffer, Frame, Kind, Part, RequestBody
+from anyserve.objects.arena import Arena, ArenaFull
+from anyserve.objects.leases import Block, LeaseSet
+from anyserve.objects.mapping import Reader
+from anyserve.offers import Offer
+from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+
+_CREDIT_BATCH = frames.INITIAL_CREDIT // 2
+"""Replies taken before their credit is given back, in one frame."""
+
+
+@attrs.define(eq=False)
+class _Open:
+    """A call that has not ended."""
+
+    exchange: Exchange
+    capability: str
+    leases: LeaseSet
+    consumed: int = 0
+    """Replies taken since credit was last given."""
+    cancelled_at: float | None = None
+
+
+class Connection:
+    """An `Executor` over the link of a worker that is ready.
+
+    The worker link's reader feeds it frames. `lost` ends every call when the worker is gone.
+    """
+
+    def __init__(
+        self, name: str, channel: FrameChannel, offers: Sequence[Offer], arena: Arena
+    ) -> None:
+        self._name = name
+        self._channel = channel
+        self._offers = {offer.name: index for index, offer in enumerate(offers)}
+        self._arena = arena
+        self._reader = Reader()
+        self._open: dict[int, _Open] = {}
+        self._calls = itertools.count(1)
+        self._lost: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def running(self) -> list[str]:
+        """The capabilities of the calls that have not ended."""
+        return [call.capability for call in self._open.values()]
+
+    def overdue(self, before: float) -> list[str]:
+        """The capabilities of calls that were cancelled before that time and still run."""
+        return [
+            call.capability
+            for call in self._open.values()
+            if call.cancelled_at is not None and call.cancelled_at < before
+        ]
+
+    def submit(self, call: Call, offer: Offer) -> Exchange:
+        """Send `call` to the worker; raises `WorkerLost` when that is gone."""
+        if self._lost is not None:
+            raise WorkerLost(self._lost)
+        number = next(self._calls)
+        exchange = Exchange(
+            on_cancel=partial(self._cancel, number), on_consumed=partial(self._consumed, number)
+        )
+        leases = LeaseSet()
+        body = RequestBody(
+            budget=call.deadline - trio.current_time(),
+            offer=self._offers[offer.name],
+            extra=_extra(call),
+            parts=[self._place(part, leases) for part in (call.head, *call.raw)],
+        )
+        self._open[number] = _Open(exchange, offer.name, leases)
+        self._channel.send(frames.encode_request(number, body))
+        return exchange
+
+    def on_frame(self, frame: Frame) -> None:
+        """Act on a frame of a call; those of calls that have ended are of no interest."""
+        open_call = self._open.get(frame.call)
+        if frame.kind == Kind.RESPONSE:
+            reply = self._reply(frames.decode_response(frame))
+            if open_call is None:
+                reply.release()
+            else:
+                open_call.exchange.deliver(reply)
+        elif open_call is None:
+            return
+        elif frame.kind == Kind.END:
+            self._end(frame.call, batch=frames.decode_end(frame))
+        elif frame.kind == Kind.ERROR:
+            self._end(frame.call, error=frames.decode_error(frame))
+
+    def lost(self, reason: str) -> None:
+        """The worker is gone: every open call ends with `WorkerLost`, new ones are refused."""
+        self._lost = reason
+        for number in list(self._open):
+            self._end(number, error=WorkerLost(reason))
+        self._reader.close()
+
+    def _end(self, number: int, batch: int = 1, error: AnyServeError | None = None) -> None:
+        call = self._open.pop(number)
+        call.leases.release_all()
+        call.exchange.end(batch, error)
+
+    def _cancel(self, number: int) -> None:
+        call = self._open.get(number)
+        if call is not None:
+            call.cancelled_at = trio.current_time()
+            self._channel.send(frames.encode(Kind.CANCEL, number))
+
+    def _consumed(self, number: int) -> None:
+        call = self._open.get(number)
+        if call is None:
+            return
+        call.consumed += 1
+        if call.consumed == _CREDIT_BATCH:
+            self._channel.send(frames.encode_credit(number, call.consumed))
+            call.consumed = 0
+
+    def _place(self, part: Buffer, leases: LeaseSet) -> Part:
+        if len(part) < frames.LEASE_THRESHOLD:
+            return part
+        try:
+            return leases.add(self._arena.put([part]))
+        except ArenaFull:
+            return part  # slower, but not wrong: how much can be in flight is bounded elsewhere
+
+    def _reply(self, parts: Sequence[Part]) -> Reply:
+        blocks = [part for part in parts if isinstance(part, Block)]
+        head, *raw = (
+            self._reader.view(part) if isinstance(part, Block) else part for part in parts
+        )
+        if not blocks:
+            return Reply(head, raw)
+        return Reply(head, raw, partial(self._release, blocks))
+
+    def _release(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self._channel.send(frames.encode_release(block))
+
+
+def _extra(call: Call) -> dict[str, Any]:
+    extra: dict[str, Any] = {"request_id": call.request_id}
+    if call.metadata:
+        extra["metadata"] = dict(call.metadata)
+    if call.sequence is not None:
+        extra["sequence"] = attrs.asdict(call.sequence)
+    if call.regions:
+        extra["regions"] = call.regions
+    return extra

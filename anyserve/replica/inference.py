@@ -1,0 +1,183 @@
+"""What the two inference calls share: a request read, matched, and run under its deadline."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import attrs
+import trio
+from anyserve_protos.infer_wire import (
+    InferRequestHead,
+    WireError,
+    decode_head,
+    join_response,
+    scan_request,
+)
+
+from anyserve.capability import check_name, need_of
+from anyserve.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unimplemented,
+)
+from anyserve.objects.regions import Regions
+from anyserve.offers import Offer
+from anyserve.replica.dispatcher import Dispatcher, Execution
+from anyserve.replica.exchange import Call, Reply
+from anyserve.replica.sequences import sequence_of
+from anyserve.transport.rpc import ServerStream
+
+Result = TypeVar("Result")
+
+_REGION = "shared_memory_region"
+_MAX_TIMEOUT_US = 2**53
+
+
+@attrs.frozen
+class Accepted:
+    """A request that was read and matched to a capability."""
+
+    call: Call
+    offer: Offer
+    head: InferRequestHead
+
+
+class Inference:
+    """Reads requests as far as they must be read here, and runs them through the dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher, regions: Regions, max_tensor_bytes: int) -> None:
+        """max_tensor_bytes: of one tensor in a client's shared memory."""
+        self._dispatcher = dispatcher
+        self._regions = regions
+        self._max_bytes = max_tensor_bytes
+        self._numbers = itertools.count(1)
+
+    def accept(self, head: InferRequestHead, stream: ServerStream) -> Accepted:
+        """Match a request to a capability; raises what is wrong with it."""
+        metadata = dict(_text_items(stream.metadata))
+        if not self._dispatcher.knows(head.model_name):
+            check_name(head.model_name)
+        need = need_of(head.model_name, head.parameters, metadata.items())
+        offer = self._dispatcher.match(need)[0].offer
+        _check_version(offer, head.model_version)
+        call = Call(
+            need=need,
+            head=head.head,
+            raw=head.raw,
+            request_id=f"{head.id}#{next(self._numbers)}",
+            deadline=_deadline(head, stream.deadline),
+            metadata=metadata,
+            sequence=sequence_of(head.parameters) if offer.sequence else None,
+            regions=self._find_regions(head.head),
+        )
+        return Accepted(call, offer, head)
+
+    async def run(
+        self, accepted: Accepted, consume: Callable[[Execution], Awaitable[Result]]
+    ) -> Result:
+        """Run the request and have `consume` take its replies.
+
+        Waits for a slot and for the handler until the request's deadline, then raises
+        `DeadlineExceeded`. Cancelled, the handler is too. Raises what the dispatcher and the
+        handler raise.
+        """
+        with trio.CancelScope(deadline=accepted.call.deadline):
+            async with self._dispatcher.execute(accepted.call) as execution:
+                return await consume(execution)
+        raise DeadlineExceeded("the deadline passed before the request was answered")
+
+    async def single(self, accepted: Accepted) -> bytes:
+        """Run a request that must have exactly one response; that, as a ModelInferResponse.
+
+        Waits and raises as `run`, and raises `Unimplemented` for none or several responses.
+        """
+        return await self.run(accepted, _only_reply)
+
+    def _find_regions(self, head: bytes) -> Mapping[str, Any]:
+        """The registered regions that the tensors of a request name, ready to be sent on."""
+        if _REGION.encode() not in head:
+            return {}
+        request = _decode(head)
+        found = {}
+        for tensor in (*request.inputs, *request.outputs):
+            if _REGION in tensor.parameters:
+                _check_size(tensor, self._max_bytes)
+                name = tensor.parameters[_REGION].string_param
+                if name:
+                    found[name] = attrs.asdict(self._regions.find(name))
+        return found
+
+
+async def _only_reply(execution: Execution) -> bytes:
+    name = execution.offer.name
+    message: bytes | None = None
+    while (reply := await execution.receive()) is not None:
+        if message is not None:
+            reply.release()
+            raise Unimplemented(f"{name!r} answers more than once: call it with ModelStreamInfer")
+        message = take(reply)
+    if message is None:
+        raise Unimplemented(f"{name!r} gave no answer: call it with ModelStreamInfer")
+    return message
+
+
+def scan(body: bytes) -> InferRequestHead:
+    """The routing fields of a ModelInferRequest; raises `InvalidArgument` when it is none."""
+    try:
+        return scan_request(body)
+    except WireError as error:
+        raise InvalidArgument(f"the message is no ModelInferRequest: {error}") from error
+
+
+def take(reply: Reply) -> bytes:
+    """A reply as a whole ModelInferResponse; its buffers are released."""
+    try:
+        return join_response(reply.head, reply.raw)
+    finally:
+        reply.release()
+
+
+def _check_size(tensor: Any, limit: int) -> None:
+    size = tensor.parameters.get("shared_memory_byte_size")
+    if size is not None and (size.int64_param or 0) > limit:
+        raise ResourceExhausted(
+            f"tensor {tensor.name!r}: {size.int64_param} bytes of shared memory are over the"
+            f" limit of {limit}"
+        )
+
+
+def _decode(head: bytes) -> Any:
+    try:
+        return decode_head(head)
+    except ValueError as error:
+        raise InvalidArgument(f"the message is no ModelInferRequest: {error}") from error
+
+
+def _check_version(offer: Offer, version: str) -> None:
+    check_version(version)
+    if version and version != offer.version:
+        raise NotFound(f"{offer.name!r} has no version {version}, only {offer.version}")
+
+
+def check_version(version: str) -> None:
+    """Raise `InvalidArgument` unless `version` is empty or a number."""
+    if version and not (version.isascii() and version.isdigit()):
+        raise InvalidArgument(f"model version {version!r} is not a number")
+
+
+def _deadline(head: InferRequestHead, call_deadline: float) -> float:
+    """The earlier of the call's deadline and the request's own `timeout`, in microseconds."""
+    timeout = head.parameters.get("timeout", 0)
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or not timeout:
+        return call_deadline
+    if not 0 < timeout <= _MAX_TIMEOUT_US:
+        raise InvalidArgument(f"parameter 'timeout' is {timeout}: it is a number of microseconds")
+    return min(call_deadline, trio.current_time() + timeout / 1e6)
+
+
+def _text_items(metadata: Any) -> Iterator[tuple[str, str]]:
+    return ((key, value) for key, value in metadata.items() if isinstance(value, str))

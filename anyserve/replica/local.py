@@ -1,0 +1,86 @@
+"""An app that runs in this process: the executor behind the test client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from anyserve.app import App
+from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
+from anyserve.link.frames import INITIAL_CREDIT, Buffer
+from anyserve.messages import Context
+from anyserve.objects.region_files import RegionFiles
+from anyserve.offers import Offer
+from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+from anyserve.worker.runner import Incoming, run_handler
+from anyserve.worker.shared import ClientRegions
+
+
+class LocalExecutor:
+    """Runs handlers as tasks of a nursery, with the semantics of a worker and no link."""
+
+    def __init__(self, app: App, nursery: trio.Nursery) -> None:
+        self._app = app
+        self._nursery = nursery
+        self._files = RegionFiles()
+        self._lost: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "local"
+
+    def submit(self, call: Call, offer: Offer) -> Exchange:
+        """Start the handler; raises `WorkerLost` after `lost`."""
+        if self._lost is not None:
+            raise WorkerLost(self._lost)
+        scope = trio.CancelScope(deadline=call.deadline)
+        credit = trio.Semaphore(INITIAL_CREDIT)
+        exchange = Exchange(on_cancel=scope.cancel, on_consumed=credit.release)
+        self._nursery.start_soon(self._run, call, offer, exchange, scope, credit)
+        return exchange
+
+    def lost(self, reason: str) -> None:
+        """Take no more calls."""
+        self._lost = reason
+        self._files.close()
+
+    async def _run(
+        self,
+        call: Call,
+        offer: Offer,
+        exchange: Exchange,
+        scope: trio.CancelScope,
+        credit: trio.Semaphore,
+    ) -> None:
+        context = Context(
+            request_id=call.request_id,
+            deadline=call.deadline,
+            metadata=call.metadata,
+            sequence=call.sequence,
+            cancel_scope=scope,
+        )
+        raw = [bytes(part) for part in call.raw]  # aligned, as on the link
+        incoming = Incoming(call.head, raw, context, ClientRegions({}, self._files))
+        error: AnyServeError | None = Cancelled("the request was cancelled")
+        batch = 1
+        try:
+            with scope:
+                handler = self._app.handler(offer.name)
+                batch = await run_handler(handler, incoming, partial(_emit, exchange, credit))
+                error = None
+            if scope.cancelled_caught and trio.current_time() >= call.deadline:
+                error = DeadlineExceeded("the deadline passed while the handler ran")
+        except AnyServeError as raised:
+            error = raised
+        finally:
+            exchange.end(batch, error)
+
+
+async def _emit(
+    exchange: Exchange, credit: trio.Semaphore, head: bytes, raw: Sequence[Buffer]
+) -> None:
+    await credit.acquire()
+    # Copied as on the link: the handler may go on to use its arrays.
+    exchange.deliver(Reply(head, [bytes(buffer) for buffer in raw]))

@@ -1,0 +1,241 @@
+"""The replica: its tree of actors, from start to drain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import trio
+from anyserve_actors import (
+    Actor,
+    ChildSpec,
+    Context,
+    Detail,
+    Node,
+    Policy,
+    Supervisor,
+    Tree,
+    open_tree,
+)
+from anyserve_actors.asyncio_bridge import Bridge, open_bridge
+
+from anyserve.objects.arena import Arena
+from anyserve.objects.regions import Regions
+from anyserve.objects.segments import new_prefix, sweep
+from anyserve.replica.admin import AdminService
+from anyserve.replica.admin_socket import prepare_directory, socket_path
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.inference import Inference
+from anyserve.replica.repository import Plan, Repository
+from anyserve.replica.service import SERVICE, InferenceService
+from anyserve.replica.worker_link import Patience
+from anyserve.transport.address import Address, TcpAddress, UnixAddress
+from anyserve.transport.grpclib_server import Server, serve
+from anyserve.transport.health import HealthService, HealthState
+from anyserve.transport.reflection import ReflectionService
+from anyserve.transport.rpc import Limits, Service
+
+DEFAULT_PORT = 8001
+"""Triton's gRPC port."""
+
+
+@attrs.frozen
+class ReplicaConfig:
+    """How a replica runs."""
+
+    plan: Plan
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0: one that is free."""
+    server_name: str = "anyserve"
+    limits: Limits = attrs.field(factory=Limits)
+    drain_timeout: float = 30.0
+    """Seconds that requests in flight have to end once the replica is told to stop."""
+    patience: Patience = attrs.field(factory=Patience)
+    client_shared_memory: bool = True
+    """Whether clients may register their own shared memory."""
+
+
+class ObjectPlane(Actor[None]):
+    """Owns the shared memory for requests and what clients register; leaves none behind."""
+
+    def __init__(self) -> None:
+        self.arena = Arena(prefix=new_prefix())
+        self.regions = Regions()
+
+    async def run(self, context: Context[None]) -> None:
+        """Sweep what dead replicas left, then keep the arena until stopped."""
+        removed = sweep()
+        if removed:
+            context.log.warning("removed %d segments of dead replicas", len(removed))
+        context.started()
+        await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        self.arena.close()
+        self.regions.unregister_all()
+
+    def details(self) -> Mapping[str, Detail]:
+        statistics = self.arena.statistics()
+        return {
+            "leases": statistics.leases,
+            "bytes_used": statistics.used,
+            "segments": statistics.segments,
+            "regions": len(self.regions.status()),
+        }
+
+
+class Listener(Actor[None]):
+    """Serves gRPC services on one address."""
+
+    def __init__(
+        self, services: Sequence[Service], address: Address, limits: Limits, bridge: Bridge
+    ) -> None:
+        self._services = services
+        self._address = address
+        self._limits = limits
+        self._bridge = bridge
+        self.server: Server | None = None
+        """Set while it serves."""
+
+    async def run(self, context: Context[None]) -> None:
+        """Serve until stopped; raises `CannotListen` when the address is taken."""
+        self.server = await context.nursery.start(
+            partial(serve, self._services, self._address, limits=self._limits, bridge=self._bridge)
+        )
+        context.started()
+        await trio.sleep_forever()
+
+    def details(self) -> Mapping[str, Detail]:
+        if self.server is None:
+            return {}
+        statistics = self.server.statistics()
+        return {
+            "address": str(self.server.address),
+            "connections": statistics.connections,
+            "calls": statistics.calls,
+        }
+
+
+class Replica:
+    """A replica that runs; see `open_replica`."""
+
+    def __init__(self, config: ReplicaConfig, bridge: Bridge) -> None:
+        self._config = config
+        self._bridge = bridge
+        self._objects = ObjectPlane()
+        self._workers = Supervisor()
+        self._health = HealthState()
+        self._draining = False
+        self.dispatcher = Dispatcher(on_change=self._update_health)
+        self.repository = Repository(
+            config.plan,
+            self.dispatcher,
+            self._workers,
+            self._objects.arena,
+            patience=config.patience,
+            unload_timeout=config.drain_timeout,
+        )
+        self._repository_spec = ChildSpec("repository", lambda: self.repository)
+        self._ingress: Listener | None = None
+        # None of these restarts alone: what they hold belongs together, so that a failure of one
+        # ends the replica and whoever started it starts a new one.
+        self._root = Supervisor(
+            [
+                ChildSpec("objects", lambda: self._objects),
+                ChildSpec("dispatcher", lambda: self.dispatcher),
+                ChildSpec("workers", lambda: self._workers, shutdown_timeout=math.inf),
+                ChildSpec("ingress", self._new_ingress),
+                ChildSpec("admin", self._new_admin),
+                self._repository_spec,
+            ],
+            Policy(max_restarts=0),
+        )
+        self._tree: Tree | None = None
+
+    @property
+    def address(self) -> TcpAddress:
+        """Where clients reach it; the port is the real one."""
+        assert self._ingress is not None
+        assert self._ingress.server is not None
+        address = self._ingress.server.address
+        assert isinstance(address, TcpAddress)
+        return address
+
+    def snapshot(self, now: float) -> Node:
+        """Its actors as they are at `now`."""
+        assert self._tree is not None
+        return self._tree.snapshot(now)
+
+    async def drain(self) -> None:
+        """Take no more requests and wait for those in flight, for the drain timeout at most."""
+        self._draining = True
+        self._update_health()
+        with trio.move_on_after(self._config.drain_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.dispatcher.drain)
+                if self._ingress is not None and self._ingress.server is not None:
+                    nursery.start_soon(self._ingress.server.drain)
+
+    def kill_workers(self) -> None:
+        """End every worker at once, with what it runs."""
+        for link in self.repository.links.values():
+            link.kill()
+
+    def _is_ready(self) -> bool:
+        return self.repository.started and not self._draining
+
+    def _update_health(self) -> None:
+        serving = self._is_ready()
+        self._health.set("", serving)
+        self._health.set(SERVICE, serving)
+        for pool in self.dispatcher.pools:
+            self._health.set(pool.offer.name, pool.serving and not self._draining)
+
+    def _new_ingress(self) -> Listener:
+        config = self._config
+        regions = self._objects.regions
+        inference = InferenceService(
+            server_name=config.server_name,
+            dispatcher=self.dispatcher,
+            inference=Inference(self.dispatcher, regions, config.limits.max_message_bytes),
+            regions=regions,
+            repository=self._root.address(self._repository_spec),
+            is_ready=self._is_ready,
+        )
+        services: list[Service] = [inference, HealthService(self._health)]
+        services.append(ReflectionService([*services]))
+        address = TcpAddress(config.host, config.port)
+        self._ingress = Listener(services, address, config.limits, self._bridge)
+        return self._ingress
+
+    def _new_admin(self) -> Listener:
+        prepare_directory()
+        path = socket_path(self.address.port)
+        path.unlink(missing_ok=True)  # the port is ours, so whoever left it there is dead
+        service = AdminService(
+            address=lambda: str(self.address),
+            snapshot=self.snapshot,
+            links=self.repository.links,
+            dispatcher=self.dispatcher,
+        )
+        return Listener([service], UnixAddress(str(path)), Limits(), self._bridge)
+
+
+@asynccontextmanager
+async def open_replica(config: ReplicaConfig) -> AsyncIterator[Replica]:
+    """Run a replica for the time of the block, which begins when everything has loaded.
+
+    Loading takes as long as it takes; the caller's scope bounds it. Raises `StartError` and
+    `CannotListen` when it can't start, and what failed when it can't go on, which also cancels the
+    block. Leaving the block ends the workers, each within some seconds.
+    """
+    async with open_bridge() as bridge:
+        replica = Replica(config, bridge)
+        async with open_tree("replica", replica._root) as tree:
+            replica._tree = tree
+            replica._update_health()
+            yield replica

@@ -1,0 +1,224 @@
+"""The repository: which apps run, and capabilities loaded and unloaded at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+
+import attrs
+import trio
+from anyserve_actors import Actor, ChildSpec, Context, NoSuchChild, Reply, Supervisor
+
+from anyserve.capability import Capability
+from anyserve.errors import AnyServeError, Internal
+from anyserve.objects.arena import Arena
+from anyserve.offers import Offer
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.group import AppSpec, Group, LoadFailed
+from anyserve.replica.pool import State
+from anyserve.replica.process import EXIT_TIMEOUT
+from anyserve.replica.worker_link import Patience, WorkerFailed, WorkerLink
+
+
+class StartError(Exception):
+    """The replica can't start as it was asked to; the message is one line for people."""
+
+
+@attrs.frozen
+class LoadModel:
+    """Serve the capability `name`; answered when it is ready, or with why it is not."""
+
+    name: str
+    reply: Reply[None]
+
+
+@attrs.frozen
+class UnloadModel:
+    """Stop serving the capability `name`; answered at once, done when its requests have ended."""
+
+    name: str
+    reply: Reply[None]
+
+
+@attrs.frozen
+class Plan:
+    """What a replica is asked to serve."""
+
+    apps: Sequence[AppSpec]
+    """The user's apps; all are imported, and loaded where something of them is wanted."""
+    builtins: Mapping[str, AppSpec]
+    """Capabilities that come with the package, each with its app; imported where wanted."""
+    wanted: Sequence[str] | None
+    """The capabilities to serve; None is all that `apps` declare."""
+
+
+class Repository(Actor[LoadModel | UnloadModel]):
+    """Starts apps, each with its workers under one supervisor, for the capabilities wanted."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dispatcher: Dispatcher,
+        workers: Supervisor,
+        arena: Arena,
+        *,
+        patience: Patience,
+        unload_timeout: float,
+    ) -> None:
+        """unload_timeout: seconds that the requests of an unloaded capability have to end."""
+        self._plan = plan
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._arena = arena
+        self._patience = patience
+        self._unload_timeout = unload_timeout
+        self._groups: list[Group] = []
+        self.links: dict[str, WorkerLink] = {}
+        """The worker links by name, each the present one."""
+        self.started = False
+        """Whether all that was wanted at the start has loaded."""
+
+    async def run(self, context: Context[LoadModel | UnloadModel]) -> None:
+        """Load what is wanted, then load and unload as asked; raises `StartError`."""
+        for name in self._plan.builtins:
+            self._dispatcher.declare(Offer(Capability(name)))
+        try:
+            async with trio.open_nursery() as nursery:
+                for spec in self._plan.apps:
+                    nursery.start_soon(self._start, self._add_group(spec))
+                for group in list(self._groups):
+                    await group.until_declared()
+                for group in self._choose():
+                    nursery.start_soon(self._start, group)
+        except* (WorkerFailed, LoadFailed, StartError) as errors:
+            raise StartError(str(_first_leaf(errors))) from None
+        self.started = True
+        context.started()
+        async for message in context.mailbox:
+            context.nursery.start_soon(self._handle, message)
+
+    def _add_group(self, spec: AppSpec) -> Group:
+        group = Group(spec, self._dispatcher)
+        self._groups.append(group)
+        return group
+
+    def _choose(self) -> list[Group]:
+        """Tell the apps what of them is wanted; the groups of built-in apps still to start."""
+        declared = {offer.name for group in self._groups for offer in group.declared or ()}
+        wanted = declared if self._plan.wanted is None else set(self._plan.wanted)
+        known = declared | self._plan.builtins.keys()
+        if wanted - known:
+            raise StartError(
+                f"unknown capability {', '.join(sorted(wanted - known))};"
+                f" there is: {', '.join(sorted(known))}"
+            )
+        for name in wanted:
+            self._dispatcher.set_state(name, State.LOADING, "it is loading")
+        for group in self._groups:
+            group.want({offer.name for offer in group.declared or ()} & wanted)
+            if not group.wanted:
+                group.starting.cancel()
+        added = []
+        for name in sorted(wanted - declared):
+            group = self._add_group(self._plan.builtins[name])
+            group.want({name})
+            added.append(group)
+        return added
+
+    async def _start(self, group: Group) -> None:
+        """Start the workers of an app and wait until all have loaded it.
+
+        Raises, in a group, `WorkerFailed` when one fails; then none is left.
+        """
+        group.starting = trio.CancelScope()
+        with group.starting:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for name in group.worker_names:
+                        spec = ChildSpec(
+                            name,
+                            partial(self._new_link, name, group),
+                            shutdown_timeout=2 * EXIT_TIMEOUT,
+                        )
+                        nursery.start_soon(self._workers.start_child, spec)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._stop(group)
+                raise
+
+    def _new_link(self, name: str, group: Group) -> WorkerLink:
+        link = self.links[name] = WorkerLink(name, group, self._arena, self._patience)
+        return link
+
+    async def _stop(self, group: Group) -> None:
+        """Stop the workers of an app; each is bounded by its child's shutdown timeout."""
+        async with trio.open_nursery() as nursery:
+            for name in group.worker_names:
+                if self.links.pop(name, None) is not None:
+                    nursery.start_soon(self._stop_worker, name)
+
+    async def _stop_worker(self, name: str) -> None:
+        with suppress(NoSuchChild):  # it failed to start, and its supervisor has forgotten it
+            await self._workers.stop_child(name)
+
+    # Loads and unloads at run time.
+
+    async def _handle(self, message: LoadModel | UnloadModel) -> None:
+        try:
+            group = self._group_of(message.name)
+            async with group.changing:
+                if isinstance(message, LoadModel):
+                    await self._load(group, message.name)
+                    message.reply.set(None)
+                else:
+                    await self._unload(group, message)
+        except AnyServeError as error:
+            message.reply.fail(error)
+
+    def _group_of(self, name: str) -> Group:
+        self._dispatcher.pool(name)
+        for group in self._groups:
+            if any(offer.name == name for offer in group.declared or ()):
+                return group
+        return self._add_group(self._plan.builtins[name])
+
+    async def _load(self, group: Group, name: str) -> None:
+        if self._dispatcher.pool(name).state is State.READY:
+            return
+        was_wanted = set(group.wanted)
+        group.want({*was_wanted, name})
+        self._dispatcher.set_state(name, State.LOADING, "it is loading")
+        try:
+            if was_wanted:
+                await group.until_ready()
+            else:
+                await self._start(group)
+        except* (WorkerFailed, LoadFailed) as errors:
+            reason = str(_first_leaf(errors))
+            group.want(was_wanted)
+            self._dispatcher.set_state(name, State.UNAVAILABLE, reason)
+            raise Internal(f"{name!r} could not be loaded: {reason}") from None
+        self._dispatcher.set_state(name, State.READY)
+
+    async def _unload(self, group: Group, message: UnloadModel) -> None:
+        name = message.name
+        pool = self._dispatcher.pool(name)
+        if pool.state is State.UNAVAILABLE:
+            message.reply.set(None)
+            return
+        self._dispatcher.set_state(name, State.UNLOADING, "it is being unloaded")
+        message.reply.set(None)
+        with trio.move_on_after(self._unload_timeout):
+            await pool.until_idle()
+        group.want(group.wanted - {name})
+        if not group.wanted:
+            await self._stop(group)
+        self._dispatcher.set_state(name, State.UNAVAILABLE, "it was unloaded")
+
+
+def _first_leaf(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

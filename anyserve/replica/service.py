@@ -1,0 +1,203 @@
+"""`inference.GRPCInferenceService`: KServe v2 with Triton's extensions, on Trio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from anyserve_actors import Address, tracing
+from anyserve_protos import inference as pb
+from grpclib.const import Cardinality, Handler
+
+from anyserve import __version__
+from anyserve.capability import check_name
+from anyserve.errors import InvalidArgument, NotFound, Unimplemented
+from anyserve.objects.regions import Regions
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.inference import Inference, check_version, scan
+from anyserve.replica.memory_service import SharedMemoryService
+from anyserve.replica.metadata import model_config, model_metadata, model_statistics
+from anyserve.replica.pool import Pool, State
+from anyserve.replica.repository import LoadModel, UnloadModel
+from anyserve.replica.settings import Settings
+from anyserve.replica.stream_infer import StreamedInference
+from anyserve.transport.rpc import ServerStream
+
+SERVICE = "inference.GRPCInferenceService"
+EXTENSIONS = [
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "sequence",
+    "statistics",
+    "system_shared_memory",
+    "logging",
+]
+
+Method = Callable[[Any], Awaitable[Any]]
+
+
+class InferenceService:
+    """The service that clients speak to; it parses and answers, and decides nothing."""
+
+    def __init__(
+        self,
+        *,
+        server_name: str,
+        dispatcher: Dispatcher,
+        inference: Inference,
+        regions: Regions,
+        repository: Address[LoadModel | UnloadModel],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        """is_ready: whether the replica has loaded all it should and is not draining."""
+        self._server_name = server_name
+        self._dispatcher = dispatcher
+        self._inference = inference
+        self._memory = SharedMemoryService(regions)
+        self._repository = repository
+        self._is_ready = is_ready
+        self._settings = Settings()
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        """The methods, in the form of grpclib services; ModelInfer's messages stay bytes."""
+        memory, settings = self._memory, self._settings
+        simple: dict[str, Method] = {
+            "ServerLive": self.live,
+            "ServerReady": self.ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+            "SystemSharedMemoryStatus": memory.status,
+            "SystemSharedMemoryRegister": memory.register,
+            "SystemSharedMemoryUnregister": memory.unregister,
+            "CudaSharedMemoryStatus": memory.cuda_status,
+            "CudaSharedMemoryRegister": memory.cuda_register,
+            "CudaSharedMemoryUnregister": memory.cuda_unregister,
+            "TraceSetting": settings.trace,
+            "LogSettings": settings.log,
+        }
+        methods = {name: _unary(name, method) for name, method in simple.items()}
+        methods["ModelInfer"] = Handler(self.infer, Cardinality.UNARY_UNARY, bytes, bytes)
+        methods["ModelStreamInfer"] = Handler(
+            self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
+        )
+        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+    # Inference.
+
+    async def infer(self, stream: ServerStream) -> None:
+        """One request, exactly one response."""
+        accepted = self._inference.accept(scan(await stream.recv_message()), stream)
+        with tracing.span("ModelInfer", accepted.call.request_id):
+            message = await self._inference.single(accepted)
+        await stream.send_message(message)
+
+    async def stream_infer(self, stream: ServerStream) -> None:
+        """Many requests, each with any number of responses."""
+        await StreamedInference(self._inference, stream).run()
+
+    # The server and its models.
+
+    async def live(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ready(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    async def server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name=self._server_name, version=__version__, extensions=list(EXTENSIONS)
+        )
+
+    async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        check_version(request.version)
+        try:
+            pool = self._loaded(request.name, request.version)
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=pool.serving)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        return model_metadata(self._loaded(request.name, request.version).offer)
+
+    async def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        pool = self._loaded(request.name, request.version)
+        return pb.ModelConfigResponse(config=model_config(pool.offer))
+
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        if request.name:
+            try:
+                pools = [self._loaded(request.name, request.version)]
+            except NotFound as error:
+                raise InvalidArgument(error.message) from None
+        else:
+            pools = [pool for pool in self._dispatcher.pools if pool.state is State.READY]
+        return pb.ModelStatisticsResponse(model_stats=[model_statistics(pool) for pool in pools])
+
+    def _loaded(self, name: str, version: str) -> Pool:
+        """The pool of a capability that is loaded, in that version; raises `NotFound`."""
+        check_version(version)
+        pool = self._dispatcher.loaded_pool(name)
+        if version and version != pool.offer.version:
+            raise NotFound(f"{name!r} has no version {version}, only {pool.offer.version}")
+        return pool
+
+    # The repository.
+
+    async def repository_index(
+        self, request: pb.RepositoryIndexRequest
+    ) -> pb.RepositoryIndexResponse:
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponseModelIndex(
+                    name=pool.offer.name,
+                    version=pool.offer.version,
+                    state=pool.state.value,
+                    reason="" if pool.state is State.READY else pool.reason,
+                )
+                for pool in self._dispatcher.pools
+                if pool.state is State.READY or not request.ready
+            ]
+        )
+
+    async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+        name = _model_name(request)
+        if request.parameters:
+            raise Unimplemented(
+                "a capability is loaded as its app declares it: parameters are not supported"
+            )
+        self._dispatcher.pool(name)
+        await self._repository.ask(lambda reply: LoadModel(name, reply))
+        return pb.RepositoryModelLoadResponse()
+
+    async def unload(
+        self, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        name = _model_name(request)
+        self._dispatcher.pool(name)
+        await self._repository.ask(lambda reply: UnloadModel(name, reply))
+        return pb.RepositoryModelUnloadResponse()
+
+
+def _model_name(request: Any) -> str:
+    """The model of a load or unload: Triton has it in its own field, KServe in the first."""
+    return check_name(request.model_name or request.repository_name)
+
+
+def _unary(name: str, method: Method) -> Handler:
+    """A method of one request and one reply, whose types are called after it."""
+
+    async def handle(stream: ServerStream) -> None:
+        await stream.send_message(await method(await stream.recv_message()))
+
+    request_type = getattr(pb, f"{name}Request")
+    reply_type = getattr(pb, f"{name}Response")
+    return Handler(handle, Cardinality.UNARY_UNARY, request_type, reply_type)

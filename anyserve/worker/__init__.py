@@ -1,0 +1,1 @@
+"""The worker: a child process that loads an app and runs its handlers."""

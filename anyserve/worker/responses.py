@@ -1,0 +1,85 @@
+"""From a handler's `Response` to a ModelInferResponse on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anyserve_protos.inference import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelInferResponseInferOutputTensor,
+)
+
+from anyserve import parameters, tensors
+from anyserve.errors import AnyServeError, Internal, InvalidArgument
+from anyserve.link.frames import Buffer
+from anyserve.messages import Response, as_array
+from anyserve.offers import Offer
+from anyserve.worker.shared import ClientRegions
+
+
+class ResponseEncoder:
+    """Encodes the responses of one request: the outputs it asked for, placed where it said."""
+
+    def __init__(self, offer: Offer, request: ModelInferRequest, regions: ClientRegions) -> None:
+        """Raises `InvalidArgument` for outputs asked for twice or unknown to the handler."""
+        self._offer = offer
+        self._id = request.id
+        self._regions = regions
+        self._declared = {spec.name: spec for spec in offer.outputs}
+        self._requested = [output.name for output in request.outputs]
+        for name in self._requested:
+            if self._requested.count(name) > 1:
+                raise InvalidArgument(f"output {name!r} is requested twice")
+            if self._declared and name not in self._declared:
+                raise InvalidArgument(
+                    f"output {name!r} is unknown to {offer.name!r}, which gives"
+                    f" {', '.join(self._declared)}"
+                )
+        regions.plan_outputs(request)
+
+    def encode(self, response: Any) -> tuple[bytes, Sequence[Buffer]]:
+        """The message without raw contents, and those; an output in shared memory has an empty one.
+
+        Raises `Internal` when the handler gave what it did not declare or no `Response` at all,
+        `InvalidArgument` when an output that the request asked for is not there.
+        """
+        if not isinstance(response, Response):
+            raise Internal(
+                f"the handler of {self._offer.name!r} gave a {type(response).__name__},"
+                " not a Response"
+            )
+        message = ModelInferResponse(
+            model_name=self._offer.name, model_version=self._offer.version, id=self._id
+        )
+        for key, value in response.parameters.items():
+            message.parameters[key] = parameters.encode(value)
+        raw: list[Buffer] = []
+        for name in self._requested or response.outputs:
+            if name not in response.outputs:
+                raise InvalidArgument(f"output {name!r}: the handler did not give it")
+            datatype, shape, buffer = self._encode_output(name, response.outputs[name])
+            output = ModelInferResponseInferOutputTensor(
+                name=name, datatype=datatype, shape=list(shape)
+            )
+            placed = self._regions.write_output(name, buffer)
+            for key, value in placed.items():
+                output.parameters[key] = parameters.encode(value)
+            message.outputs.append(output)
+            raw.append(b"" if placed else buffer)
+        return bytes(message), raw
+
+    def _encode_output(self, name: str, value: Any) -> tuple[str, Sequence[int], Buffer]:
+        spec = self._declared.get(name)
+        if self._declared and spec is None:
+            raise Internal(f"the handler of {self._offer.name!r} gave {name!r}, not declared")
+        try:
+            dtype = tensors.numpy_dtype(spec.datatype) if spec is not None else None
+            array = as_array(value, dtype)
+            datatype, shape, buffer = tensors.encode_raw(array)
+        except (AnyServeError, ValueError, TypeError, OverflowError) as error:
+            raise Internal(f"output {name!r} can't be encoded: {error}") from error
+        if spec is not None and datatype != spec.datatype:
+            raise Internal(f"output {name!r} is {datatype}, declared as {spec.datatype}")
+        return datatype, shape, buffer
