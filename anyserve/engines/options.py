@@ -12,10 +12,3 @@ def count(name: str, text: str, least: int, most: int) -> int:
     if not least <= value <= most:
         raise ValueError(f"{name} is a whole number from {least} to {most}, not {text!r}")
     return value
-
-
-def switch(name: str, text: str) -> bool:
-    """Whether `text` says on; raises `ValueError` for anything but on and off."""
-    if text not in ("on", "off"):
-        raise ValueError(f"{name} is on or off, not {text!r}")
-    return text == "on"

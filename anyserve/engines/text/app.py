@@ -7,10 +7,11 @@ from contextlib import aclosing
 from pathlib import Path
 
 from anyserve.app import App
-from anyserve.engines.options import count, switch
+from anyserve.engines.cores import spare_cores
+from anyserve.engines.options import count
 from anyserve.engines.text.engine import TextEngine
 from anyserve.engines.text.fields import INPUTS, OUTPUTS, read_request
-from anyserve.engines.text.settings import SYSTEM_PROMPT, TextSettings, spare_cores
+from anyserve.engines.text.settings import SYSTEM_PROMPT, TextSettings
 from anyserve.messages import Context, Request, Response
 
 
@@ -20,7 +21,6 @@ def create_app(
     context: str = "2048",
     threads: str | None = None,
     system_prompt: str = SYSTEM_PROMPT,
-    grammars: str = "off",
 ) -> App:
     """An app that serves `decode` from the GGUF file `model`, by default SmolLM2-135M-Instruct.
 
@@ -36,7 +36,6 @@ def create_app(
         context=count("context", context, 128, 2**20),
         threads=count("threads", threads, 1, 1024) if threads else spare_cores(),
         system_prompt=system_prompt,
-        grammars=switch("grammars", grammars),
     )
     app = App()
     engines: list[TextEngine] = []

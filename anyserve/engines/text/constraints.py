@@ -1,29 +1,23 @@
-"""What a client may ask a text to be held to, bounded before it reaches native code.
+"""What a client may ask a text to be held to: a JSON schema, checked before native code sees it.
 
-Two ways, with different risks:
-
-- A JSON schema becomes a parser with limits of its own, which answers what it can't do by letting
-  everything through. So only keywords that it keeps are taken, and the size is bounded.
-- A GBNF grammar can crash the parser by depth (bounded here) and can make one token take minutes
-  by ambiguity (no bound on the text prevents that), so clients may send none unless the engine's
-  owner trusts them.
+The native side has two ways to hold a text to something. The older, its own grammars, can be made
+to crash (by depth, by a rule that can't be met) or to take minutes for one token (by ambiguity),
+and no bound on a grammar's text prevents that: no client gets near it. The newer, llguidance, has
+limits of its own and answers what it can't do by letting everything through without a word; so
+only keywords that it keeps are taken, their size is bounded, and the finished text is looked at.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from anyserve.errors import InvalidArgument
 
 MAX_LENGTH = 16_384
-"""Characters of a grammar or a schema."""
-MAX_GROUPS = 256
-"""Opening parentheses in a grammar, wherever they stand: a bound on its depth that needs no
-parser which would have to agree with the native one."""
-MAX_REPEATS = 256
-"""The largest number in a grammar's `{m,n}`, and the largest minItems, maxItems and the like."""
+"""Characters of a schema."""
+MAX_COUNT = 256
+"""The largest minItems, maxItems, minLength and maxLength."""
 MAX_DEPTH = 32
 """Levels of objects and arrays in a schema; past 48 the native side no longer keeps it."""
 MAX_NODES = 512
@@ -39,18 +33,6 @@ _NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$com
 _TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
 
 
-def check_grammar(value: object) -> None:
-    """Raise `InvalidArgument` unless `value` is a grammar too small to hurt the native parser."""
-    text = _text("grammar", value)
-    if "\0" in text or not text.strip():
-        raise InvalidArgument("grammar: it is empty or has a NUL character")
-    if text.count("(") > MAX_GROUPS:
-        raise InvalidArgument(f"grammar: more than {MAX_GROUPS} groups")
-    for braces in re.findall(r"\{[^}]*", text):
-        if any(len(run) > 9 or int(run) > MAX_REPEATS for run in re.findall(r"[0-9]+", braces)):
-            raise InvalidArgument(f"grammar: a repetition of more than {MAX_REPEATS}")
-
-
 def check_json_schema(value: object) -> None:
     """Raise `InvalidArgument` unless JSON text `value` is a schema that is kept for certain.
 
@@ -58,9 +40,12 @@ def check_json_schema(value: object) -> None:
     additionalProperties, items, prefixItems, anyOf, allOf, `$ref` inside the schema, the bounds
     of numbers, lengths and counts, and notes such as title.
     """
-    text = _text("json_schema", value)
+    if not isinstance(value, str):
+        raise InvalidArgument(f"json_schema: JSON text is expected, not a {type(value).__name__}")
+    if len(value) > MAX_LENGTH:
+        raise InvalidArgument(f"json_schema: {len(value)} characters, not up to {MAX_LENGTH}")
     try:
-        schema = json.loads(text, parse_constant=_no_constant)
+        schema = json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"json_schema: not JSON: {error}") from None
     if not isinstance(schema, dict):
@@ -70,14 +55,12 @@ def check_json_schema(value: object) -> None:
     _check_schema(schema, "#")
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{name}: text is expected, not a {type(value).__name__}")
-    if len(value) > MAX_LENGTH:
-        raise InvalidArgument(
-            f"{name}: {len(value)} characters, but at most {MAX_LENGTH} are taken"
-        )
-    return value
+def constraint(json_schema: str) -> str:
+    """A checked schema in the form that leads to llguidance, for prompts and for chats.
+
+    The native `json_schema` parameter leads to the older way in chats.
+    """
+    return f"%llguidance {{}}\nstart: %json {json.dumps(json.loads(json_schema))}"
 
 
 def _no_constant(name: str) -> None:
@@ -115,7 +98,7 @@ def _check_schema(schema: Any, where: str) -> None:
                 f"json_schema: {here}: not supported here, or not with this value"
             )
     for least, most in (("minItems", "maxItems"), ("minLength", "maxLength")):
-        if schema.get(least, 0) > schema.get(most, MAX_REPEATS):
+        if schema.get(least, 0) > schema.get(most, MAX_COUNT):
             raise InvalidArgument(f"json_schema: {where}: {least} is more than {most}")
 
 
@@ -127,7 +110,7 @@ def _fits(key: str, value: Any) -> bool:
         kinds = value if isinstance(value, list) else [value]
         return bool(kinds) and all(isinstance(kind, str) and kind in _TYPES for kind in kinds)
     if key in _COUNTS:
-        return _is_number(value, int) and 0 <= value <= MAX_REPEATS
+        return _is_number(value, int) and 0 <= value <= MAX_COUNT
     if key in _NUMBERS:
         return _is_number(value, int | float) and abs(value) <= 2**53
     if key == "enum":

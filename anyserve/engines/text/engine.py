@@ -10,12 +10,13 @@ from typing import Any
 import attrs
 import trio
 
+from anyserve.engines.text.constraints import constraint
 from anyserve.engines.text.deltas import Delta, error_from, prompt_is_read, read_chunk
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.prompts import Message, Prompt, check_prompt
 from anyserve.engines.text.sampling import Sampling
 from anyserve.engines.text.settings import TextSettings, model_name
-from anyserve.errors import AnyServeError, InvalidArgument, PermissionDenied, Unavailable
+from anyserve.errors import AnyServeError, InvalidArgument, Unavailable
 
 AHEAD = 32
 """Pieces that a text may be ahead of its reader before its thread waits. What the native side
@@ -99,7 +100,7 @@ class TextEngine:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: TextSettings) -> AsyncIterator[TextEngine]:
-        """Load the model, and unload it at the end.
+        """Load the model, serve with it, and unload it at the end.
 
         Waits for the loading, which nothing in this process can bound or cancel (it holds the
         GIL), and at the end for the texts still on their way, which are cancelled first.
@@ -107,17 +108,29 @@ class TextEngine:
         """
         native = await trio.to_thread.run_sync(NativeServer.load, settings)
         try:
-            async with trio.open_nursery() as nursery:
-                slots = trio.CapacityLimiter(settings.slots)
-                engine = cls(settings, model_name(native.model), native, nursery, slots)
-                try:
-                    yield engine
-                finally:
-                    engine._closing = True
-                    nursery.cancel_scope.cancel()
+            async with cls.serving(native, settings) as engine:
+                yield engine
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(native.close)
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(
+        cls, native: NativeServer, settings: TextSettings
+    ) -> AsyncIterator[TextEngine]:
+        """Serve with a model that was loaded with `settings`, and leave it loaded at the end.
+
+        Waits and raises as `open` does, but for the loading.
+        """
+        async with trio.open_nursery() as nursery:
+            slots = trio.CapacityLimiter(settings.slots)
+            engine = cls(settings, model_name(native.model), native, nursery, slots)
+            try:
+                yield engine
+            finally:
+                engine._closing = True
+                nursery.cancel_scope.cancel()
 
     @property
     def max_context(self) -> int:
@@ -138,14 +151,9 @@ class TextEngine:
         is slow holds the text up. Cancelled, or closed by `aclose()`, the text is given up at
         once and its slot serves the next as soon as the native side has let go: after the batch
         that it is computing. Raises `InvalidArgument` for what the model can't do,
-        `PermissionDenied` for a grammar where none are taken, `Unavailable` when the engine is
-        closing, `Internal` for its faults.
+        `Unavailable` when the engine is closing, `Internal` for its faults.
         """
         sampling = sampling or Sampling()
-        if sampling.grammar is not None and not self.settings.grammars:
-            raise PermissionDenied(
-                "grammar: not taken here, since a grammar can stop the engine; use json_schema"
-            )
         check_prompt(prompt, self.max_context)
         if self._closing:
             raise Unavailable("the text engine is closing")
@@ -158,7 +166,7 @@ class TextEngine:
         finished = False
         try:
             async for delta in receive:
-                if sampling.json_schema is not None:
+                if sampling.json_schema is not None and not sampling.stop:
                     pieces.append(delta.text)
                     _check_kept(pieces, delta.finish_reason)
                 finished = delta.finish_reason is not None
@@ -216,9 +224,7 @@ def _body(prompt: Prompt, sampling: Sampling, system_prompt: str) -> bytes:
     if sampling.seed is not None:
         body["seed"] = sampling.seed % _SEEDS
     if sampling.json_schema is not None:
-        body["json_schema"] = json.loads(sampling.json_schema)
-    if sampling.grammar is not None:
-        body["grammar"] = sampling.grammar
+        body["grammar"] = constraint(sampling.json_schema)
     if isinstance(prompt, str):
         body["prompt"] = prompt
     else:

