@@ -12,7 +12,6 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-
 KSERVES_OWN = {
     "inference.RepositoryModelLoadResponse": {"model_name": 1, "is_loaded": 2},
     "inference.RepositoryModelUnloadResponse": {"model_name": 1, "is_unloaded": 2},
