@@ -189,6 +189,15 @@ def test_a_request_that_is_cut_short_is_refused_where_google_refuses_it(
         assert agrees(scan_request(cut), theirs)
 
 
+def test_a_parameter_that_comes_again_without_a_value_has_none() -> None:
+    twice = b"".join(
+        bytes(ModelInferRequest(parameters={"n": parameter}))
+        for parameter in (InferParameter(int64_param=1), InferParameter())
+    )
+    assert scan_request(twice).parameters == {}
+    assert service_pb2.ModelInferRequest.FromString(twice).parameters["n"].ListFields() == []
+
+
 def test_unknown_fields_stay_in_the_head() -> None:
     unknown = b"\xa2\x06\x03new" + b"\x98\x06\x05"  # fields 100 and 99
     message = ModelInferRequest(model_name="echo", raw_input_contents=[b"tensor"])
@@ -236,6 +245,8 @@ def test_a_message_of_very_many_fields_is_refused_without_reading_it_all() -> No
         (b"\x0a\x05echo", "past the end"),
         (b"\x0a\xff\xff\xff\xff\x0f", "2 GiB"),
         (b"\x0a\xff\xff\xff\xff\x7f", "32 bits"),
+        (b"\x8a\x80\x80\x80\x80\x00\x00", "cut short or longer"),
+        (b"\x0a\x81\x80\x80\x80\x80\x00a", "cut short or longer"),
         (b"\x0a\x02\xff\xfe", "UTF-8"),
         (b"\x22\x04\x0a\x02\xff\xfe", "UTF-8"),
         (b"\x22\x03\x0a\x02a", "past the end"),
@@ -247,6 +258,9 @@ def test_a_message_of_very_many_fields_is_refused_without_reading_it_all() -> No
     ],
 )
 def test_a_malformed_request_is_refused_in_words(body: bytes, wrong: str) -> None:
+    if wrong != "group":  # Google's parsers take a group for an unknown field
+        with pytest.raises(DecodeError):
+            service_pb2.ModelInferRequest.FromString(body)
     with pytest.raises(WireError, match=wrong):
         scan_request(body)
 
