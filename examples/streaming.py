@@ -1,7 +1,7 @@
 """Streaming: a decoupled handler gives as many responses as it likes.
 
-    anyserve replica --app examples.streaming:app
-    anyserve infer 127.0.0.1:8001 countdown start=3 --stream
+anyserve replica --app examples.streaming:app
+anyserve infer 127.0.0.1:8001 countdown start=3 --stream
 """
 
 from collections.abc import AsyncIterator
