@@ -153,7 +153,9 @@ async def _chat(options: argparse.Namespace) -> None:
             print("(the replica is still loading)", file=sys.stderr)
         while True:
             try:
-                line = await trio.to_thread.run_sync(input, "you> " if sys.stdin.isatty() else "")
+                line = await trio.to_thread.run_sync(
+                    input, "you> " if sys.stdin.isatty() else "", abandon_on_cancel=True
+                )
             except EOFError:
                 return
             if not line.strip():

@@ -45,7 +45,7 @@ class Dispatcher(Actor[None]):
     def details(self) -> Mapping[str, Detail]:
         details: dict[str, Detail] = {"in_flight": self._in_flight}
         for pool in self.pools:
-            if pool.state is not State.UNAVAILABLE:
+            if pool.running or pool.waiting:
                 details[pool.offer.name] = f"{pool.running} running, {pool.waiting} waiting"
         return details
 
