@@ -1,0 +1,1 @@
+"""gRPC on Trio: services, what carries them, and the channel to call them with."""
