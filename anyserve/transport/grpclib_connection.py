@@ -175,8 +175,9 @@ class _Events(EventsProcessor):
     def process_stream_reset(self, event: events.StreamReset) -> None:
         stream = self.streams.get(event.stream_id or 0)
         if stream is not None:
-            stream.fail(_error_of_reset(event))  # type: ignore[attr-defined]
+            # First the cancellation, so that a handler that waits for its client sees that.
             self.handler.cancel(stream)
+            stream.fail(_error_of_reset(event))  # type: ignore[attr-defined]
         self.connection.streams_failed += 1
 
     def process_connection_terminated(self, event: events.ConnectionTerminated) -> None:

@@ -107,7 +107,7 @@ class H2Wire:
             elif self.buffer.ended:
                 return b""
             else:
-                self._check_alive()
+                await self._check_alive()
                 await self.buffer.arrived.next()
 
     async def send(
@@ -186,7 +186,7 @@ class H2Wire:
     async def received_headers(self) -> Headers:
         """The answer's headers, on a client; waits for them, raises what the stream failed with."""
         while self.headers is None:
-            self._check_alive()
+            await self._check_alive()
             await self.headers_received.next()
         return self.headers
 
@@ -196,7 +196,7 @@ class H2Wire:
         None at all, in a stream that the server has ended, is an empty list.
         """
         while self.trailers is None and not self.buffer.ended:
-            self._check_alive()
+            await self._check_alive()
             await self.trailers_received.next()
         return self.trailers or []
 
@@ -209,10 +209,12 @@ class H2Wire:
 
     async def _writable(self) -> None:
         await self._connection.write_ready.wait()
-        self._check_alive()
+        await self._check_alive()
         if not self.open:
             raise Cancelled("the stream is closed")
 
-    def _check_alive(self) -> None:
+    async def _check_alive(self) -> None:
         if self.failure is not None:
+            # On a server the scope is cancelled too, and that is what its handler is to see.
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise self.failure

@@ -213,7 +213,7 @@ class RawClient:
     async def flush(self) -> None:
         data = self.h2.data_to_send()
         if data:
-            await self.socket.send_all(data)
+            await self.send_raw(data)
 
     async def send_raw(self, data: bytes) -> None:
         """Bytes around h2, as hostile as wanted; the server may have closed already."""
@@ -222,7 +222,7 @@ class RawClient:
         except trio.BrokenResourceError:
             self.closed = True
 
-    def head(self, path: str, **extra: str | None) -> list[tuple[str, str]]:
+    def head(self, path: str, /, **extra: str | None) -> list[tuple[str, str]]:
         """Request headers; `te=None` leaves one out, `grpc_timeout="1S"` adds one."""
         headers: dict[str, str | None] = {
             ":method": "POST",
@@ -238,7 +238,7 @@ class RawClient:
         return [(name, value) for name, value in headers.items() if value is not None]
 
     async def call(
-        self, path: str, data: bytes | None = None, *, end: bool = True, **extra: str | None
+        self, path: str, data: bytes | None = None, /, *, end: bool = True, **extra: str | None
     ) -> int:
         """Begin a call with `data` as its raw body so far."""
         stream_id = self.h2.get_next_available_stream_id()
