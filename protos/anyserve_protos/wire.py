@@ -39,7 +39,7 @@ def fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]
         tag = data[position]
         position += 1
         if tag > 0x7F:
-            tag, position = _read_short(data, position - 1, stop)
+            tag, position = _read_tag(data, position - 1, stop)
         if tag < 8:
             raise WireError("a field has number 0")
         kind = tag & 7
@@ -47,7 +47,7 @@ def fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]
             if position < stop and (length := data[position]) < 0x80:
                 first = position + 1
             else:
-                length, first = _read_short(data, position, stop)
+                length, first = read_varint(data, position, stop)
                 if length > _MAX_LENGTH:
                     raise WireError("a field is longer than 2 GiB")
             position = first + length
@@ -76,11 +76,11 @@ def read_varint(data: bytes, start: int, stop: int) -> tuple[int, int]:
     raise WireError("a varint is cut short or longer than 10 bytes")
 
 
-def _read_short(data: bytes, start: int, stop: int) -> tuple[int, int]:
-    """As `read_varint`, for tags and lengths, which have 32 bits."""
+def _read_tag(data: bytes, start: int, stop: int) -> tuple[int, int]:
+    """As `read_varint`, for tags, which have 32 bits in at most 5 bytes."""
     value, position = read_varint(data, start, min(start + 5, stop))
     if value >= _LIMIT32:
-        raise WireError("a tag or length has more than 32 bits")
+        raise WireError("a tag has more than 32 bits")
     return value, position
 
 

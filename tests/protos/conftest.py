@@ -70,7 +70,7 @@ _varints = st.builds(
     | st.integers(0, (1 << 64) - 1),
 )
 _texts = st.text(max_size=6).map(str.encode) | st.binary(max_size=9)
-_padding = st.sampled_from([0, 0, 0, 0, 1, 2])
+_padding = st.sampled_from([0, 0, 0, 0, 1, 2, 8])
 
 
 def _field(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:

@@ -244,9 +244,9 @@ def test_a_message_of_very_many_fields_is_refused_without_reading_it_all() -> No
         (b"\x0a", "cut short"),
         (b"\x0a\x05echo", "past the end"),
         (b"\x0a\xff\xff\xff\xff\x0f", "2 GiB"),
-        (b"\x0a\xff\xff\xff\xff\x7f", "32 bits"),
+        (b"\x0a\xff\xff\xff\xff\x7f", "2 GiB"),
+        (b"\xff\xff\xff\xff\x7f", "32 bits"),
         (b"\x8a\x80\x80\x80\x80\x00\x00", "cut short or longer"),
-        (b"\x0a\x81\x80\x80\x80\x80\x00a", "cut short or longer"),
         (b"\x0a\x02\xff\xfe", "UTF-8"),
         (b"\x22\x04\x0a\x02\xff\xfe", "UTF-8"),
         (b"\x22\x03\x0a\x02a", "past the end"),
@@ -263,6 +263,14 @@ def test_a_malformed_request_is_refused_in_words(body: bytes, wrong: str) -> Non
             service_pb2.ModelInferRequest.FromString(body)
     with pytest.raises(WireError, match=wrong):
         scan_request(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x0a\x81\x80\x80\x80\x80\x80\x00a", b"\x8a\x80\x80\x80\x00\x01a"]
+)
+def test_a_length_or_tag_may_be_written_longer_than_it_needs_to_be(body: bytes) -> None:
+    assert service_pb2.ModelInferRequest.FromString(body).model_name == "a"
+    assert scan_request(body).model_name == "a"
 
 
 def test_the_error_is_a_value_error() -> None:
