@@ -91,6 +91,8 @@ class Pool:
         can't be met, `Unavailable` when no worker is there or the last one goes.
         """
         self.check_serving()
+        if pinned is not None and pinned.gone:
+            raise Unavailable(f"the worker that {self.offer.name!r} needs here is gone")
         seat = self._free_seat(pinned)
         if seat is not None:
             seat.running += 1

@@ -83,6 +83,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
         """Load what is wanted, then load and unload as asked; raises `StartError`."""
         for name in self._plan.builtins:
             self._dispatcher.declare(Offer(Capability(name)))
+        failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
                 for spec in self._plan.apps:
@@ -92,7 +93,9 @@ class Repository(Actor[LoadModel | UnloadModel]):
                 for group in self._choose():
                     nursery.start_soon(self._start, group)
         except* (WorkerFailed, LoadFailed, StartError) as errors:
-            raise StartError(str(_first_leaf(errors))) from None
+            failure = _first_leaf(errors)
+        if failure is not None:
+            raise StartError(str(failure))
         self.started = True
         context.started()
         async for message in context.mailbox:
@@ -189,16 +192,18 @@ class Repository(Actor[LoadModel | UnloadModel]):
         was_wanted = set(group.wanted)
         group.want({*was_wanted, name})
         self._dispatcher.set_state(name, State.LOADING, "it is loading")
+        failure: BaseException | None = None
         try:
             if was_wanted:
                 await group.until_ready()
             else:
                 await self._start(group)
         except* (WorkerFailed, LoadFailed) as errors:
-            reason = str(_first_leaf(errors))
+            failure = _first_leaf(errors)
+        if failure is not None:
             group.want(was_wanted)
-            self._dispatcher.set_state(name, State.UNAVAILABLE, reason)
-            raise Internal(f"{name!r} could not be loaded: {reason}") from None
+            self._dispatcher.set_state(name, State.UNAVAILABLE, str(failure))
+            raise Internal(f"{name!r} could not be loaded: {failure}")
         self._dispatcher.set_state(name, State.READY)
 
     async def _unload(self, group: Group, message: UnloadModel) -> None:

@@ -413,6 +413,19 @@ async def test_a_sequence_whose_worker_is_gone_is_lost_and_may_start_again() -> 
     assert two.order == ["c"]
 
 
+async def test_a_sequence_does_not_move_to_another_worker_when_its_own_dies_under_it() -> None:
+    one, two = ManualExecutor("one"), ManualExecutor("two")
+    dispatcher = serving(one, two, sequence=True, idempotent=True)
+    results: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(consume, dispatcher, in_sequence("a", start=True), results)
+        await trio.testing.wait_all_tasks_blocked()
+        dispatcher.worker_down(one, "it died")
+        one.lost("it died")
+    assert isinstance(results[0][1], Unavailable)
+    assert two.order == []
+
+
 async def test_every_call_ends_in_exactly_one_outcome(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

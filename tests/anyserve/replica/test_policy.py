@@ -18,7 +18,9 @@ deadlines = st.one_of(st.just(math.inf), st.floats(0, 100))
 
 
 @given(st.lists(deadlines, max_size=20))
-def test_the_order_of_service_is_by_deadline_and_then_by_arrival(given_deadlines: list[float]) -> None:
+def test_the_order_of_service_is_by_deadline_and_then_by_arrival(
+    given_deadlines: list[float],
+) -> None:
     queue: DeadlineQueue[int] = DeadlineQueue()
     for arrival, deadline in enumerate(given_deadlines):
         queue.push(deadline, arrival)
@@ -52,9 +54,7 @@ def test_ahead_of_counts_those_that_would_be_served_first(
     assert [item for _, item in queue].index("new") == ahead
 
 
-@given(
-    st.integers(0, 100), st.integers(1, 64), st.floats(0.001, 10), st.integers(0, 10)
-)
+@given(st.integers(0, 100), st.integers(1, 64), st.floats(0.001, 10), st.integers(0, 10))
 def test_the_expected_wait_grows_with_the_queue_and_shrinks_with_slots(
     ahead: int, slots: int, service_time: float, more: int
 ) -> None:
