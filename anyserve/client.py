@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from anyserve_protos import codec
 from anyserve_protos import inference as pb
 from anyserve_protos.infer_wire import join_request
 
@@ -40,7 +41,7 @@ class Client:
         """One request, one response; outputs are numpy arrays."""
         request = encode_request(capability, inputs, values or {}, request_id)
         reply = await self._channel.unary(f"{_SERVICE}/ModelInfer", request, bytes)
-        return decode_response(pb.ModelInferResponse.parse(reply))
+        return decode_response(codec.decode(pb.ModelInferResponse, reply))
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[InferStream]:
@@ -117,7 +118,7 @@ class InferStream:
         message = await self._call.recv()
         if message is None:
             raise StopAsyncIteration
-        reply = pb.ModelStreamInferResponse.parse(message)
+        reply = codec.decode(pb.ModelStreamInferResponse, message)
         if reply.error_message or reply.infer_response is None:
             raise Unknown(reply.error_message)
         return decode_response(reply.infer_response)
@@ -138,7 +139,7 @@ def encode_request(
 ) -> bytes:
     """A ModelInferRequest; `inputs` are as a `Response` takes outputs, `values` its parameters."""
     request = pb.ModelInferRequest(model_name=capability, id=request_id)
-    request.parameters = {key: parameters.encode(value) for key, value in values.items()}
+    request.parameters = parameters.encode_all(values)
     raw = []
     for name, value in inputs.items():
         datatype, shape, buffer = tensors.encode_raw(as_array(value))
@@ -152,8 +153,9 @@ def encode_request(
 def decode_response(response: pb.ModelInferResponse) -> Response:
     """The outputs of a response as numpy arrays, and its parameters."""
     outputs = {
-        output.name: tensors.decode_raw(output.name, output.datatype, output.shape, raw)
+        output.name: tensors.decode_raw(
+            f"output {output.name!r}", output.datatype, output.shape, raw
+        )
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
-    values = {key: parameters.decode(value) for key, value in response.parameters.items()}
-    return Response(outputs, values)
+    return Response(outputs, parameters.decode_all(response.parameters))

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import trio
+from anyserve_protos.codec import decode
 from anyserve_protos.infer_wire import scan_request
 from anyserve_protos.inference import ModelInferResponse
 
@@ -66,7 +67,7 @@ class TestClient:
         )
         async with self._dispatcher.execute(call) as execution:
             while (reply := await execution.receive()) is not None:
-                yield decode_response(ModelInferResponse.parse(take(reply)))
+                yield decode_response(decode(ModelInferResponse, take(reply)))
 
 
 @asynccontextmanager

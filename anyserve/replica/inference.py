@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 
 _REGION = "shared_memory_region"
 _MAX_TIMEOUT_US = 2**53
+MAX_HEAD = 16 << 20
+"""Bytes of a request without its raw contents. Typed contents become Python numbers, at some 40
+bytes each, so that large tensors have to come raw."""
 
 
 @attrs.frozen
@@ -58,6 +61,11 @@ class Inference:
 
     def accept(self, head: InferRequestHead, stream: ServerStream) -> Accepted:
         """Match a request to a capability; raises what is wrong with it."""
+        if len(head.head) > MAX_HEAD:
+            raise ResourceExhausted(
+                f"{len(head.head)} bytes beside the raw contents, over the limit of {MAX_HEAD}:"
+                " send large tensors as raw contents"
+            )
         metadata = dict(_text_items(stream.metadata))
         if not self._dispatcher.knows(head.model_name):
             check_name(head.model_name)

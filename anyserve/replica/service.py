@@ -176,7 +176,7 @@ class InferenceService:
             )
         self._dispatcher.pool(name)
         await self._repository.ask(lambda reply: LoadModel(name, reply))
-        return pb.RepositoryModelLoadResponse()
+        return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
 
     async def unload(
         self, request: pb.RepositoryModelUnloadRequest
@@ -184,7 +184,7 @@ class InferenceService:
         name = _model_name(request)
         self._dispatcher.pool(name)
         await self._repository.ask(lambda reply: UnloadModel(name, reply))
-        return pb.RepositoryModelUnloadResponse()
+        return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
 
 def _model_name(request: Any) -> str:

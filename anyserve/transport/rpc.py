@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import attrs
+from anyserve_protos import codec
+from anyserve_protos.wire import WireError
 from grpclib.const import Cardinality
 from grpclib.const import Handler as Method
 from grpclib.const import Status as GrpclibStatus
@@ -107,13 +109,9 @@ def decode(data: bytes, message_type: Any) -> Any:
     if message_type is bytes:
         return data
     try:
-        return message_type.FromString(data)
-    except Exception as error:
-        # Parsers of protobuf raise whatever their innards do; for hostile bytes all of it means
-        # the same.
-        raise InvalidArgument(
-            f"malformed {message_type.__name__}: {type(error).__name__}: {error}"
-        ) from error
+        return codec.decode(message_type, data)
+    except WireError as error:
+        raise InvalidArgument(f"malformed {message_type.__name__}: {error}") from error
 
 
 def encode(message: Any, message_type: Any) -> bytes:

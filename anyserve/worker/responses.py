@@ -51,10 +51,11 @@ class ResponseEncoder:
                 " not a Response"
             )
         message = ModelInferResponse(
-            model_name=self._offer.name, model_version=self._offer.version, id=self._id
+            model_name=self._offer.name,
+            model_version=self._offer.version,
+            id=self._id,
+            parameters=parameters.encode_all(response.parameters),
         )
-        for key, value in response.parameters.items():
-            message.parameters[key] = parameters.encode(value)
         raw: list[Buffer] = []
         for name in self._requested or response.outputs:
             if name not in response.outputs:
@@ -64,8 +65,7 @@ class ResponseEncoder:
                 name=name, datatype=datatype, shape=list(shape)
             )
             placed = self._regions.write_output(name, buffer)
-            for key, value in placed.items():
-                output.parameters[key] = parameters.encode(value)
+            output.parameters = parameters.encode_all(placed)
             message.outputs.append(output)
             raw.append(b"" if placed else buffer)
         return bytes(message), raw

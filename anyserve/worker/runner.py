@@ -56,7 +56,7 @@ async def run_handler(handler: Handler, incoming: Incoming, emit: Emit) -> int:
     arrays = tensors.decode_inputs(message, incoming.raw, shared)
     batch = check_inputs(handler.offer, arrays)
     encoder = ResponseEncoder(handler.offer, message, incoming.regions)
-    values = {key: parameters.decode(value) for key, value in message.parameters.items()}
+    values = parameters.decode_all(message.parameters)
     request = Request(handler.offer.name, arrays, message.id, values)
     context = incoming.context
     try:
