@@ -171,6 +171,8 @@ class Channel:
         while True:
             connection = await self._connected()
             await connection.http2.write_ready.wait()
+            if not connection.usable:
+                continue
             timeout = deadline if deadline == math.inf else deadline - trio.current_time()
             headers = h.request_headers(path, self._authority, timeout, metadata)
             try:

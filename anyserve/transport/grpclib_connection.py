@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -151,10 +152,14 @@ class _Events(EventsProcessor):
     connection: TrioConnection
 
     def __init__(
-        self, handler: AbstractHandler, connection: TrioConnection, on_goaway: Callable[[int], None]
+        self,
+        handler: AbstractHandler,
+        connection: TrioConnection,
+        flood: FloodGuard,
+        on_goaway: Callable[[int], None],
     ) -> None:
         super().__init__(handler, connection)
-        self._flood = FloodGuard(per_second=_FLOOD)
+        self._flood = flood
         self._on_goaway = on_goaway
 
     def process(self, event: events.Event) -> None:
@@ -246,7 +251,9 @@ class TrioProtocol(H2Protocol):
         h2.increment_flow_control_window(_CONNECTION_WINDOW - h2.inbound_flow_control_window)
         self.connection = TrioConnection(h2, transport, _peer_name(transport), self._loop)
         self.connection.flush()
-        self.processor = _Events(self.handler, self.connection, self._on_goaway)
+        # A server may be flooded by anybody; a client has chosen its server.
+        flood = FloodGuard(per_second=math.inf if self.h2_config.client_side else _FLOOD)
+        self.processor = _Events(self.handler, self.connection, flood, self._on_goaway)
         self._greeting = self._loop.call_later(_GREETING, transport.abort)
         self._on_made()
 
@@ -321,7 +328,8 @@ def _prepare_socket(sock: socket.socket) -> None:
 def _peer_name(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
-        return "unix"
+        # A TCP peer that has gone again has no name.
+        return "unknown" if name is None else "unix"
     host, port = name[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -253,6 +253,24 @@ async def test_strange_answers_are_errors_of_ours(answer: Any, error: type, mess
     await listeners[0].aclose()
 
 
+async def test_a_lively_server_is_not_taken_for_a_flood():
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+
+    def answer(h2: H2Connection, stream_id: int) -> None:
+        for _ in range(3_000):
+            h2.ping(b"12345678")
+        h2.send_headers(stream_id, [*OK, ("grpc-status", "5")], end_stream=True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scripted, listeners[0], answer)
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            with trio.fail_after(5), pytest.raises(NotFound):
+                await channel.unary("/a/b", b"x", bytes)
+        nursery.cancel_scope.cancel()
+    await listeners[0].aclose()
+
+
 async def test_a_raised_stream_limit_lets_waiting_calls_go():
     """The server first allows no call at all, then one."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

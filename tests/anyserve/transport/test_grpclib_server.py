@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from anyserve_protos.grpc.health.v1 import HealthCheckRequest
+from grpclib.const import Cardinality, Handler
 
 from anyserve.errors import (
     AnyServeError,
@@ -331,37 +333,29 @@ async def test_nothing_is_left_open_after_a_server_and_a_channel(tmp_path: Path)
     assert descriptors() == before
 
 
-class Typed:
-    """A service with a message type that knows what is malformed."""
+class Upper:
+    """A service with messages that are decoded."""
 
-    class Message:
-        def __init__(self, text: str) -> None:
-            self.text = text
-
-        @classmethod
-        def FromString(cls, data: bytes) -> Typed.Message:
-            return cls(data.decode("ascii"))
-
-        def SerializeToString(self) -> bytes:
-            return self.text.encode()
-
-    def __mapping__(self) -> dict[str, Any]:
-        from grpclib.const import Cardinality, Handler
-
-        return {
-            "/t.T/Upper": Handler(self.upper, Cardinality.UNARY_UNARY, self.Message, self.Message)
-        }
+    def __mapping__(self) -> dict[str, Handler]:
+        types = (HealthCheckRequest, HealthCheckRequest)
+        return {"/t.T/Upper": Handler(self.upper, Cardinality.UNARY_UNARY, *types)}
 
     async def upper(self, stream: Any) -> None:
         message = await stream.recv_message()
-        await stream.send_message(self.Message(message.text.upper()))
+        reply: Any = HealthCheckRequest(service=message.service.upper())
+        await stream.send_message(b"not a message" if reply.service == "BUG" else reply)
 
 
-async def test_typed_messages_are_decoded_and_malformed_ones_are_invalid(nursery: trio.Nursery):
-    server = await nursery.start(serve, [Typed()], TcpAddress("127.0.0.1", 0))
+async def test_typed_messages_are_decoded_and_malformed_ones_are_invalid(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+):
+    server = await nursery.start(serve, [Upper()], TcpAddress("127.0.0.1", 0))
     async with open_channel(server.address) as channel:
-        reply = await channel.unary("/t.T/Upper", Typed.Message("abc"), Typed.Message)
-        assert reply.text == "ABC"
-        with pytest.raises(InvalidArgument, match="malformed Message: UnicodeDecodeError"):
-            await channel.unary("/t.T/Upper", b"\xff", bytes)
+        request = HealthCheckRequest(service="abc")
+        reply = await channel.unary("/t.T/Upper", request, HealthCheckRequest)
+        assert reply.service == "ABC"
+        with pytest.raises(InvalidArgument, match="malformed HealthCheckRequest"):
+            await channel.unary("/t.T/Upper", b"\x0a\x01\xff", bytes)
+        with pytest.raises(Internal, match="expected a HealthCheckRequest, got a bytes"):
+            await channel.unary("/t.T/Upper", HealthCheckRequest(service="bug"), bytes)
     nursery.cancel_scope.cancel()
