@@ -10,9 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
+import grpc
 import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 ROOT = Path(__file__).parent.parent
 READY = re.compile(r"^ready in .* on (\S+:(\d+))$", re.MULTILINE)
@@ -96,3 +100,62 @@ def start_replica(tmp_path: Path) -> Iterator[StartReplica]:
             return stack.enter_context(running_replica(log, *options))
 
         yield start
+
+
+@attrs.frozen
+class Refusal:
+    """How a call failed."""
+
+    code: grpc.StatusCode
+    message: str
+
+
+@attrs.frozen
+class RawClient:
+    """grpcio with tritonclient's stubs, for what the comfortable clients can't say."""
+
+    channel: grpc.Channel
+    stub: GRPCInferenceServiceStub
+
+    def call(self, method: str, request: Any, **options: Any) -> Any:
+        """The answer to a call that succeeds."""
+        return getattr(self.stub, method)(request, **{"timeout": 20, **options})
+
+    def refusal(self, method: str, request: Any, **options: Any) -> Refusal:
+        """The status and message of a call that fails."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call(method, request, **options)
+        return Refusal(caught.value.code(), caught.value.details())
+
+
+@contextmanager
+def raw_client(address: str) -> Iterator[RawClient]:
+    """A connection of its own."""
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield RawClient(channel, GRPCInferenceServiceStub(channel))
+
+
+@pytest.fixture(scope="session")
+def raw(replica: LiveReplica) -> Iterator[RawClient]:
+    """A raw client of the shared replica."""
+    with raw_client(replica.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def triton(replica: LiveReplica) -> Iterator[InferenceServerClient]:
+    """tritonclient's synchronous client of the shared replica."""
+    with InferenceServerClient(replica.address) as client:
+        yield client
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[str], RawClient]]:
+    """Raw clients of an address, each with a connection of its own; they close with the test."""
+    with ExitStack() as stack:
+        yield lambda address: stack.enter_context(raw_client(address))
