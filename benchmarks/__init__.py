@@ -1,0 +1,1 @@
+"""What AnyServe costs, measured beside others in the same run: `python -m benchmarks --help`."""

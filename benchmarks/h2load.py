@@ -1,0 +1,120 @@
+"""The load generator: h2load with a prebuilt gRPC message, and the server's CPU time meanwhile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from benchmarks.errors import CannotMeasure
+from benchmarks.messages import INFER
+from benchmarks.servers import Server
+
+_PREFIX = 5
+"""Bytes before each gRPC message: whether it is compressed, and its length."""
+_TIMEOUT = 300.0
+_RATE = re.compile(r"finished in .*?, ([\d.]+) req/s")
+_SUCCEEDED = re.compile(r"(\d+) succeeded")
+_DATA = re.compile(r"headers \(space savings .*?\), \S+ \((\d+)\) data")
+
+
+@attrs.frozen
+class Load:
+    """What is sent."""
+
+    message: bytes
+    in_flight: int
+    """Calls at any time, all on one connection."""
+    calls: int
+
+
+@attrs.frozen
+class Figures:
+    """What one run, or the median of several, showed."""
+
+    cpu_us: Mapping[str, float]
+    """CPU time of each process of the server, microseconds a call."""
+    rate: float
+    """Calls a second."""
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def total_cpu_us(self) -> float:
+        """CPU time of the whole server, microseconds a call."""
+        return sum(self.cpu_us.values())
+
+
+def check_installed() -> None:
+    """Raise `CannotMeasure` where h2load is missing."""
+    if shutil.which("h2load") is None:
+        raise CannotMeasure(
+            "h2load is missing: apt-get install nghttp2-client (Debian, Ubuntu),"
+            " dnf install nghttp2 (Fedora), brew install nghttp2"
+        )
+
+
+def run(server: Server, load: Load, reply_size: int) -> Figures:
+    """Send the load; raises `CannotMeasure` unless every call got a reply of that many bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(b"\0" + len(load.message).to_bytes(4, "big") + load.message)
+        before = server.cpu_seconds()
+        done = subprocess.run(
+            [
+                *("h2load", "--clients", "1", "--max-concurrent-streams", str(load.in_flight)),
+                *("--requests", str(load.calls), "--data", str(body), "--log-file", str(log)),
+                *("--header", "content-type: application/grpc", "--header", "te: trailers"),
+                f"http://{server.address}{INFER}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+        after = server.cpu_seconds()
+        _check(server, load, done.stdout, reply_size)
+        times = [int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines()]
+    percentiles = statistics.quantiles(times, n=100)
+    return Figures(
+        cpu_us={name: (after[name] - before[name]) / load.calls * 1e6 for name in before},
+        rate=float(_found(_RATE, done.stdout)),
+        p50_ms=percentiles[49],
+        p99_ms=percentiles[98],
+    )
+
+
+def median(runs: Sequence[Figures]) -> Figures:
+    """The median of each figure, by itself."""
+    return Figures(
+        cpu_us={
+            name: statistics.median(figures.cpu_us[name] for figures in runs)
+            for name in runs[0].cpu_us
+        },
+        rate=statistics.median(figures.rate for figures in runs),
+        p50_ms=statistics.median(figures.p50_ms for figures in runs),
+        p99_ms=statistics.median(figures.p99_ms for figures in runs),
+    )
+
+
+def _check(server: Server, load: Load, output: str, reply_size: int) -> None:
+    # h2load knows HTTP alone: that a call failed shows in the size of what came back.
+    succeeded = int(_found(_SUCCEEDED, output))
+    data = int(_found(_DATA, output))
+    if succeeded != load.calls or data != load.calls * (reply_size + _PREFIX):
+        raise CannotMeasure(
+            f"{server.name} answered {succeeded} of {load.calls} calls with {data} bytes:\n{output}"
+        )
+
+
+def _found(pattern: re.Pattern[str], output: str) -> str:
+    match = pattern.search(output)
+    if match is None:
+        raise CannotMeasure(f"h2load printed something unexpected:\n{output}")
+    return match[1]

@@ -1,0 +1,71 @@
+"""The requests that are sent, built once, and single calls that check what is answered."""
+
+from __future__ import annotations
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from anyserve_protos import inference as pb
+from anyserve_protos.infer_wire import join_request
+
+from benchmarks.errors import CannotMeasure
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+REGISTER = "/inference.GRPCInferenceService/SystemSharedMemoryRegister"
+
+_TIMEOUT = 20.0
+_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+def echo_request(floats: int) -> bytes:
+    """A ModelInferRequest to `echo` with one FP32 tensor of shape [1, floats] in it."""
+    tensor = np.random.default_rng(7).random(floats, np.float32)
+    head = pb.ModelInferRequest(model_name="echo", id="1", inputs=[_input(floats)])
+    return join_request(bytes(head), [tensor.tobytes()])
+
+
+def shared_echo_request(floats: int, source: str, target: str) -> bytes:
+    """The same with the tensor in the region `source`, and its echo wanted in `target`."""
+    tensor = _input(floats)
+    tensor.parameters = _region(source, floats)
+    output = pb.ModelInferRequestInferRequestedOutputTensor(
+        name="OUTPUT0", parameters=_region(target, floats)
+    )
+    return bytes(pb.ModelInferRequest(model_name="echo", id="1", inputs=[tensor], outputs=[output]))
+
+
+def register_request(name: str, key: str, size: int) -> bytes:
+    """A SystemSharedMemoryRegisterRequest for the file `/dev/shm/KEY` of `size` bytes."""
+    return bytes(pb.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=size))
+
+
+def call(address: str, method: str, request: bytes) -> bytes:
+    """One call with grpcio; raises `CannotMeasure` for any status but OK."""
+    with grpc.insecure_channel(address, options=_UNLIMITED) as channel:
+        try:
+            reply: bytes = channel.unary_unary(method)(
+                request, timeout=_TIMEOUT, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            raise CannotMeasure(f"{method} at {address}: {error.details()}") from error
+    return reply
+
+
+def check_echo(address: str, request: bytes) -> int:
+    """Send `request` once and see that its tensor comes back; the size of the reply in bytes."""
+    reply = call(address, INFER, request)
+    sent = pb.ModelInferRequest.parse(request)
+    answer = pb.ModelInferResponse.parse(reply)
+    if answer.raw_output_contents != sent.raw_input_contents:
+        raise CannotMeasure(f"{address} does not echo the tensor")
+    return len(reply)
+
+
+def _input(floats: int) -> pb.ModelInferRequestInferInputTensor:
+    return pb.ModelInferRequestInferInputTensor(name="INPUT0", datatype="FP32", shape=[1, floats])
+
+
+def _region(name: str, floats: int) -> dict[str, pb.InferParameter]:
+    return {
+        "shared_memory_region": pb.InferParameter(string_param=name),
+        "shared_memory_byte_size": pb.InferParameter(int64_param=floats * 4),
+    }

@@ -1,0 +1,60 @@
+"""What Linux counts for a process and its children: CPU time and memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@attrs.frozen
+class Memory:
+    """What a process takes, in bytes."""
+
+    pss: int
+    """Its own pages, and its share of those that other processes have too."""
+    private: int
+    """Its own pages alone: what ending it would free."""
+
+
+def family(pid: int) -> dict[str, int]:
+    """The process ids of `pid` and its descendants by name, parents first.
+
+    A name is the last word of the module that runs, numbered where it comes again.
+    """
+    found: dict[str, int] = {}
+    waiting = [pid]
+    while waiting:
+        process = waiting.pop(0)
+        name = _name(process)
+        same = sum(other.split(" ")[0] == name for other in found)
+        found[f"{name} {same + 1}" if same else name] = process
+        for task in Path(f"/proc/{process}/task").iterdir():
+            waiting += map(int, (task / "children").read_text().split())
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """utime + stime of a process so far, in ticks of (mostly) 10 ms."""
+    # The name in parentheses may have spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK
+
+
+def memory(pid: int) -> Memory:
+    """What a process takes now."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {
+        name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)
+    }
+    private = kib["Private_Clean"] + kib["Private_Dirty"]
+    return Memory(pss=kib["Pss"] * 1024, private=private * 1024)
+
+
+def _name(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    module = words[words.index("-m") + 1] if "-m" in words else words[0]
+    return module.rpartition(".")[2].rpartition("/")[2]

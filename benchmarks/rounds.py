@@ -1,0 +1,73 @@
+"""Several loads on several servers, turn by turn, so that a noisy minute falls on all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from benchmarks import h2load
+from benchmarks.h2load import Figures, Load
+from benchmarks.servers import Server
+from benchmarks.tables import number, table
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """One row of a table: a load on a server."""
+
+    what: str
+    """The load in words."""
+    server: Server
+    load: Load
+    reply_size: int
+    baseline: str | None = None
+    """`what` of the case on another server that this one is compared with; None: its own."""
+
+
+def measure(cases: Sequence[Case], rounds: int) -> Mapping[Case, Figures]:
+    """The medians of each case over the rounds, after one that does not count."""
+    runs: dict[Case, list[Figures]] = {case: [] for case in cases}
+    for turn in range(rounds + 1):
+        print(f"round {turn} of {rounds}", file=sys.stderr)
+        for case in cases:
+            figures = h2load.run(case.server, case.load, case.reply_size)
+            if turn:
+                runs[case].append(figures)
+    return {case: h2load.median(figures) for case, figures in runs.items()}
+
+
+def print_table(results: Mapping[Case, Figures], baseline: Server) -> None:
+    """One row for each case, with its CPU time over that of the same load on `baseline`."""
+    bases = {case.what: figures for case, figures in results.items() if case.server is baseline}
+    rows = [
+        [
+            case.what,
+            case.server.name,
+            number(figures.total_cpu_us),
+            _by_process(figures),
+            number(figures.total_cpu_us / bases[case.baseline or case.what].total_cpu_us),
+            number(figures.rate),
+            number(figures.p50_ms),
+            number(figures.p99_ms),
+        ]
+        for case, figures in results.items()
+    ]
+    heads = [
+        "",
+        "server",
+        "CPU µs/req",
+        "by process",
+        f"× {baseline.name}",
+        "req/s",
+        "p50 ms",
+        "p99 ms",
+    ]
+    print(table(heads, rows))
+
+
+def _by_process(figures: Figures) -> str:
+    if len(figures.cpu_us) == 1:
+        return ""
+    return ", ".join(f"{name} {number(cpu)}" for name, cpu in figures.cpu_us.items())
