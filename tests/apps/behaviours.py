@@ -191,3 +191,9 @@ async def about(request: Request, context: Context) -> Response:
 async def liar(request: Request, context: Context) -> Response:
     """Gives what it did not declare."""
     return Response(outputs={"y": np.zeros(1, np.float32)})
+
+
+@app.capability("lengths", inputs={"text": "BYTES[-1]"}, outputs={"bytes": "INT64[-1]"})
+async def lengths(request: Request, context: Context) -> Response:
+    """How long each string is."""
+    return Response(outputs={"bytes": [len(text) for text in request["text"]]})
