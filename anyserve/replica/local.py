@@ -8,13 +8,13 @@ from functools import partial
 import trio
 
 from anyserve.app import App
-from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
+from anyserve.errors import Cancelled
 from anyserve.link.frames import INITIAL_CREDIT, Buffer
 from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
-from anyserve.worker.runner import Incoming, run_handler
+from anyserve.worker.runner import Ending, Incoming, run_handler
 from anyserve.worker.shared import ClientRegions
 
 
@@ -35,10 +35,15 @@ class LocalExecutor:
         """Start the handler; raises `WorkerLost` after `lost`."""
         if self._lost is not None:
             raise WorkerLost(self._lost)
-        scope = trio.CancelScope(deadline=call.deadline)
         credit = trio.Semaphore(INITIAL_CREDIT)
-        exchange = Exchange(on_cancel=scope.cancel, on_consumed=credit.release)
-        self._nursery.start_soon(self._run, call, offer, exchange, scope, credit)
+        context = Context(
+            request_id=call.request_id,
+            deadline=call.deadline,
+            metadata=call.metadata,
+            sequence=call.sequence,
+        )
+        exchange = Exchange(on_cancel=context.cancel_scope.cancel, on_consumed=credit.release)
+        self._nursery.start_soon(self._run, call, offer, context, exchange, credit)
         return exchange
 
     def lost(self, reason: str) -> None:
@@ -50,32 +55,18 @@ class LocalExecutor:
         self,
         call: Call,
         offer: Offer,
+        context: Context,
         exchange: Exchange,
-        scope: trio.CancelScope,
         credit: trio.Semaphore,
     ) -> None:
-        context = Context(
-            request_id=call.request_id,
-            deadline=call.deadline,
-            metadata=call.metadata,
-            sequence=call.sequence,
-            cancel_scope=scope,
-        )
         raw = [bytes(part) for part in call.raw]  # aligned, as on the link
         incoming = Incoming(call.head, raw, context, ClientRegions({}, self._files))
-        error: AnyServeError | None = Cancelled("the request was cancelled")
-        batch = 1
+        ending = Ending(error=Cancelled("the app is stopping"))
         try:
-            with scope:
-                handler = self._app.handler(offer.name)
-                batch = await run_handler(handler, incoming, partial(_emit, exchange, credit))
-                error = None
-            if scope.cancelled_caught and trio.current_time() >= call.deadline:
-                error = DeadlineExceeded("the deadline passed while the handler ran")
-        except AnyServeError as raised:
-            error = raised
+            handler = self._app.handler(offer.name)
+            ending = await run_handler(handler, incoming, partial(_emit, exchange, credit))
         finally:
-            exchange.end(batch, error)
+            exchange.end(ending.batch, ending.error)
 
 
 async def _emit(

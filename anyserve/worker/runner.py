@@ -19,7 +19,13 @@ from anyserve_protos.inference import ModelInferRequest
 
 from anyserve import parameters, tensors
 from anyserve.app import Handler, Kind
-from anyserve.errors import AnyServeError, Internal, InvalidArgument
+from anyserve.errors import (
+    AnyServeError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+)
 from anyserve.link.frames import Buffer
 from anyserve.messages import Context, Request, Response
 from anyserve.offers import Offer
@@ -43,14 +49,40 @@ class Incoming:
     regions: ClientRegions
 
 
-async def run_handler(handler: Handler, incoming: Incoming, emit: Emit) -> int:
-    """Run `handler` for one request and hand each response to `emit`.
+@attrs.frozen
+class Ending:
+    """How a request ended in the process that ran it."""
 
-    Waits for the handler, bounded by the context's cancel scope; cancelled, a blocking handler's
-    thread is waited for, since it can't be ended. Returns how many inferences the request counts
-    for. Raises `AnyServeError`: the request's own faults, errors that the handler raised on
-    purpose, and `Internal` for all others.
+    batch: int = 1
+    """How many inferences it counts for."""
+    error: AnyServeError | None = None
+
+
+async def run_handler(handler: Handler, incoming: Incoming, emit: Emit) -> Ending:
+    """Run `handler` for one request in the context's cancel scope, handing responses to `emit`.
+
+    Waits for the handler, bounded by the scope and the deadline; cancelled, a blocking handler's
+    thread is waited for, since it can't be ended. Whatever goes wrong is in the `Ending`: the
+    request's own faults, errors that the handler raised on purpose, `Internal` for all others,
+    `DeadlineExceeded` and `Cancelled` for the scope's end.
     """
+    context = incoming.context
+    context.cancel_scope.deadline = context.deadline
+    try:
+        with context.cancel_scope:
+            return Ending(await _run(handler, incoming, emit))
+    except AnyServeError as error:
+        return Ending(error=error)
+    except Exception as error:
+        log.exception("a request of %r failed outside its handler", handler.offer.name)
+        return Ending(error=Internal(f"{type(error).__name__}: {error}"))
+    if trio.current_time() >= context.deadline:
+        return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
+    return Ending(error=Cancelled("the request was cancelled"))
+
+
+async def _run(handler: Handler, incoming: Incoming, emit: Emit) -> int:
+    """Check the request, run the handler, encode what it gives; the request's batch size."""
     message = _decode(incoming.head)
     shared = incoming.regions.read_inputs(message)
     arrays = tensors.decode_inputs(message, incoming.raw, shared)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,7 +13,7 @@ import trio
 from anyserve_actors import tracing
 
 from anyserve.app import Handler
-from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded, Internal
+from anyserve.errors import AnyServeError, Cancelled
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
 from anyserve.link.frames import Buffer, Frame, Kind, Part, RequestBody
@@ -24,7 +24,7 @@ from anyserve.objects.leases import Block, LeaseSet
 from anyserve.objects.mapping import Reader
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
-from anyserve.worker.runner import Incoming, run_handler
+from anyserve.worker.runner import Ending, Incoming, run_handler
 from anyserve.worker.shared import ClientRegions
 
 log = logging.getLogger("anyserve.worker")
@@ -108,41 +108,28 @@ class Session:
     def _trace(self, command: Mapping[str, Any]) -> None:
         if command["on"] and not tracing.active():
             tracing.start(self._name)
-        elif (
-            not command["on"] and tracing.active()
-        ):  # a worker that started in between has nothing to give
+        elif not command["on"] and tracing.active():
+            # A worker that started in between has nothing to give.
             self._channel.send(frames.encode(Kind.TRACED, 0, tracing.stop().to_bytes()))
 
     async def _call(self, call: int, body: RequestBody, running: _Running) -> None:
         """Run one request to its end, which is always told to the replica."""
-        deadline = trio.current_time() + body.budget
-        running.scope.deadline = deadline
-        error: AnyServeError | None = Cancelled("the request was cancelled")
-        batch = 1
+        ending = Ending(error=Cancelled("the worker is stopping"))
         try:
-            with running.scope:
-                incoming = self._incoming(body, running.scope, deadline)
-                batch = await run_handler(
-                    running.handler,
-                    incoming,
-                    lambda head, raw: self._emit(call, running, head, raw),
-                )
-                error = None
-            if running.scope.cancelled_caught and trio.current_time() >= deadline:
-                error = DeadlineExceeded("the deadline passed while the handler ran")
-        except AnyServeError as raised:
-            error = raised
-        except Exception as unexpected:
-            log.exception("call of %r failed in the worker", running.handler.offer.name)
-            error = Internal(f"{type(unexpected).__name__}: {unexpected}")
+            incoming = self._incoming(body, running.scope)
+            ending = await run_handler(
+                running.handler, incoming, partial(self._emit, call, running)
+            )
+        except AnyServeError as error:
+            ending = Ending(error=error)
         finally:
             del self._running[call]
-            if error is None:
-                self._channel.send(frames.encode_end(call, batch))
+            if ending.error is None:
+                self._channel.send(frames.encode_end(call, ending.batch))
             else:
-                self._channel.send(frames.encode_error(call, error))
+                self._channel.send(frames.encode_error(call, ending.error))
 
-    def _incoming(self, body: RequestBody, scope: trio.CancelScope, deadline: float) -> Incoming:
+    def _incoming(self, body: RequestBody, scope: trio.CancelScope) -> Incoming:
         # Inline parts are copied, which aligns them; blocks are aligned and stay where they are.
         head, *raw = (
             self._reader.view(part) if isinstance(part, Block) else bytes(part)
@@ -152,7 +139,7 @@ class Session:
         sequence = body.extra.get("sequence")
         context = Context(
             request_id=request_id,
-            deadline=deadline if math.isfinite(body.budget) else math.inf,
+            deadline=trio.current_time() + body.budget,
             metadata=body.extra.get("metadata", {}),
             sequence=SequenceInfo(**sequence) if sequence else None,
             logger=logging.LoggerAdapter(
