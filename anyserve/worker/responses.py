@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyserve_protos.inference import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelInferResponseInferOutputTensor,
-)
+from anyserve_protos.inference import ModelInferRequest
+from anyserve_protos.response_head import OutputHead, encode_response_head
 
-from anyserve import parameters, tensors
+from anyserve import tensors
 from anyserve.errors import AnyServeError, Internal, InvalidArgument
 from anyserve.link.frames import Buffer
 from anyserve.messages import Response, as_array
@@ -50,25 +47,19 @@ class ResponseEncoder:
                 f"the handler of {self._offer.name!r} gave a {type(response).__name__},"
                 " not a Response"
             )
-        message = ModelInferResponse(
-            model_name=self._offer.name,
-            model_version=self._offer.version,
-            id=self._id,
-            parameters=parameters.encode_all(response.parameters),
-        )
+        outputs: list[OutputHead] = []
         raw: list[Buffer] = []
         for name in self._requested or response.outputs:
             if name not in response.outputs:
                 raise InvalidArgument(f"output {name!r}: the handler did not give it")
             datatype, shape, buffer = self._encode_output(name, response.outputs[name])
-            output = ModelInferResponseInferOutputTensor(
-                name=name, datatype=datatype, shape=list(shape)
-            )
             placed = self._regions.write_output(name, buffer)
-            output.parameters = parameters.encode_all(placed)
-            message.outputs.append(output)
+            outputs.append(OutputHead(name, datatype, shape, placed))
             raw.append(b"" if placed else buffer)
-        return bytes(message), raw
+        head = encode_response_head(
+            self._offer.name, self._offer.version, self._id, response.parameters, outputs
+        )
+        return head, raw
 
     def _encode_output(self, name: str, value: Any) -> tuple[str, Sequence[int], Buffer]:
         spec = self._declared.get(name)
