@@ -197,7 +197,7 @@ def _example(offers: Sequence[Offer]) -> str:
         return "CAPABILITY"
     names = [offer.name for offer in offers]
     if "decode" in names:
-        return "decode text_input='The capital of France is'"
+        return "decode text_input='The capital of France is' max_tokens=16"
     offer = offers[0]
     values = [
         f"{spec.name}={'hello' if spec.datatype == 'BYTES' else '1'}"
