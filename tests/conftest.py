@@ -18,6 +18,10 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("anyserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("anyserve")
+
 ROOT = Path(__file__).parent.parent
 READY = re.compile(r"^ready in .* on (\S+:(\d+))$", re.MULTILINE)
 
