@@ -149,6 +149,8 @@ class Pool:
         for seat in theirs:
             seat.gone = True
         if theirs:
+            if self.state is State.READY:  # else there is a reason that says more
+                self.reason = reason
             self._refuse(reason)
 
     def remove(self, executor: Executor, reason: str) -> None:
@@ -157,7 +159,6 @@ class Pool:
         self.seats = [seat for seat in self.seats if seat.executor is not executor]
 
     def _refuse(self, reason: str) -> None:
-        self.reason = reason
         error = Unavailable(f"no worker for {self.offer.name!r} is ready: {reason}")
         for key, ticket in self._queue:
             hopeless = not self.serving or (ticket.pinned is not None and ticket.pinned.gone)

@@ -143,9 +143,12 @@ class InferenceService:
         return pb.ModelStatisticsResponse(model_stats=[model_statistics(pool) for pool in pools])
 
     def _loaded(self, name: str, version: str) -> Pool:
-        """The pool of a capability that is loaded, in that version; raises `NotFound`."""
+        """The pool of a capability that is loaded, in that version.
+
+        Raises `NotFound`, and `InvalidArgument` for what can be no name or version.
+        """
         check_version(version)
-        pool = self._dispatcher.loaded_pool(name)
+        pool = self._dispatcher.loaded_pool(check_name(name))
         if version and version != pool.offer.version:
             raise NotFound(f"{name!r} has no version {version}, only {pool.offer.version}")
         return pool

@@ -1,4 +1,4 @@
-"""What clients read about a server and its models: metadata, configuration, statistics, settings."""
+"""What clients read of a server and its models: metadata, configuration, statistics, settings."""
 
 from __future__ import annotations
 
