@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
