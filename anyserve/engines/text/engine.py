@@ -12,6 +12,7 @@ import trio
 
 from anyserve.engines.text.constraints import constraint
 from anyserve.engines.text.deltas import Delta, error_from, prompt_is_read, read_chunk
+from anyserve.engines.text.gate import PromptGate
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.prompts import Message, Prompt, check_prompt
 from anyserve.engines.text.sampling import Sampling
@@ -26,35 +27,30 @@ _SEEDS = 2**32 - 1
 
 
 @attrs.define(eq=False)
-class _Turn:
-    """The right to have a prompt computed, which one text has at a time."""
-
-    _semaphore: trio.Semaphore
-    _mine: bool = False
-
-    async def take(self) -> None:
-        await self._semaphore.acquire()
-        self._mine = True
-
-    def give_back(self) -> None:
-        if self._mine:
-            self._mine = False
-            self._semaphore.release()
-
-
-@attrs.define(eq=False)
 class _Generation:
     """One text on its way: the native thread's end of the channel, and how it went."""
 
     body: bytes
     chat: bool
+    length: int
+    """Characters of the prompt."""
     send: trio.MemorySendChannel[Delta]
-    turn: _Turn
+    gate: PromptGate
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     error: AnyServeError | None = None
     """What ended it before its time; read by the reader when the channel is at its end."""
+    _inside: bool = False
     _lost: BaseException | None = None
     """What the native side would have lost: also Trio's `Cancelled`."""
+
+    async def enter(self) -> None:
+        await self.gate.enter(self.length)
+        self._inside = True
+
+    def leave(self) -> None:
+        if self._inside:
+            self._inside = False
+            self.gate.leave(self.length)
 
     def on_chunk(self, data: bytes) -> bool:
         """Hand a chunk over to Trio, in the native call's thread; True ends the native call.
@@ -65,7 +61,7 @@ class _Generation:
             trio.from_thread.check_cancelled()
             chunk = json.loads(data)
             if prompt_is_read(chunk):
-                trio.from_thread.run_sync(self.turn.give_back)
+                trio.from_thread.run_sync(self.leave)
             delta = read_chunk(chunk)
             if delta is not None:
                 trio.from_thread.run(self.send.send, delta)
@@ -92,9 +88,7 @@ class TextEngine:
     _nursery: trio.Nursery
     _slots: trio.CapacityLimiter
     """One token a native slot: what waits natively for a slot can't be cancelled."""
-    _prompts: trio.Semaphore = attrs.field(factory=lambda: trio.Semaphore(1))
-    """Lets one prompt be computed at a time. The native side takes prompts in turn as well, and
-    one that waits there says nothing, so it can't be cancelled either."""
+    _gate: PromptGate = attrs.field(factory=PromptGate)
     _closing: bool = False
 
     @classmethod
@@ -154,12 +148,13 @@ class TextEngine:
         `Unavailable` when the engine is closing, `Internal` for its faults.
         """
         sampling = sampling or Sampling()
-        check_prompt(prompt, self.max_context)
+        length = check_prompt(prompt, self.max_context)
         if self._closing:
             raise Unavailable("the text engine is closing")
         send, receive = trio.open_memory_channel[Delta](AHEAD)
         body = _body(prompt, sampling, self.settings.system_prompt)
-        generation = _Generation(body, not isinstance(prompt, str), send, _Turn(self._prompts))
+        chat = not isinstance(prompt, str)
+        generation = _Generation(body, chat, length, send, self._gate)
         # The engine's nursery owns the thread, so that leaving here never waits for it.
         self._nursery.start_soon(self._serve, generation, name="text generation")
         pieces: list[str] = []
@@ -183,14 +178,14 @@ class TextEngine:
         """Run one text in a thread, and say how it ended by closing the channel."""
         try:
             with generation.scope:
-                await generation.turn.take()
+                await generation.enter()
                 await trio.to_thread.run_sync(generation.run, self._native, limiter=self._slots)
         except trio.BrokenResourceError:
             pass  # the reader is gone
         except Exception as error:
             generation.error = error_from(error)
         finally:
-            generation.turn.give_back()
+            generation.leave()
             generation.send.close()
 
 

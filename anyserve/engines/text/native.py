@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class NativeServer:
         model = find_model(settings)
         # It always listens for HTTP. On a socket file in a folder of ours, gone before anybody
         # could connect, nobody ever reaches it; the key is for the moment in between.
-        with tempfile.TemporaryDirectory(prefix="anyserve-") as folder:
+        with tempfile.TemporaryDirectory(prefix="anyserve-", dir=_socket_folder()) as folder:
             parameters = _parameters(xllamacpp, settings, model, f"{folder}/http.sock")
             try:
                 server = xllamacpp.Server(parameters)
@@ -97,6 +98,11 @@ def _import_xllamacpp() -> Any:
                 " apt-get install libgomp1, dnf install libgomp or apk add libgomp"
             ) from None
         raise CannotLoad(f"xllamacpp can't be imported: {error}") from None
+
+
+def _socket_folder() -> str | None:
+    """Where a socket file's path is short enough (104 bytes on some systems)."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= 70 else "/tmp"
 
 
 def _parameters(xllamacpp: Any, settings: TextSettings, model: Path, address: str) -> Any:

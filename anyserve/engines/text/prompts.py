@@ -53,8 +53,10 @@ def _message(index: int, value: Any) -> Message:
     return Message(value["role"], value["content"])
 
 
-def check_prompt(prompt: Prompt, max_context: int) -> None:
-    """Raise `InvalidArgument` for an empty prompt or one far longer than the context.
+def check_prompt(prompt: Prompt, max_context: int) -> int:
+    """The prompt's length in characters.
+
+    Raises `InvalidArgument` for an empty prompt or one far longer than the context.
 
     The length in tokens is known only after tokenizing, which takes time with the length in bytes.
     """
@@ -66,6 +68,7 @@ def check_prompt(prompt: Prompt, max_context: int) -> None:
         raise InvalidArgument(
             f"the prompt has {length} characters, but the context holds {max_context} tokens"
         )
+    return length
 
 
 _MOST_CHARACTERS = 64

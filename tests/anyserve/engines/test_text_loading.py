@@ -89,6 +89,15 @@ async def test_a_model_unloads_at_once_after_loading_and_leaves_nothing(
     assert len(os.listdir("/proc/self/fd")) <= files
 
 
+def test_a_long_path_to_temporary_files_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    NativeServer.load(SMALL).close()
+
+
 def test_the_context_is_no_more_than_the_model_was_trained_for() -> None:
     server = NativeServer.load(TextSettings(slots=1, context=16_384))
     assert server.context == 8192
