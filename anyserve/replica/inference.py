@@ -24,7 +24,7 @@ from anyserve.errors import (
     ResourceExhausted,
     Unimplemented,
 )
-from anyserve.objects.regions import Regions
+from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher, Execution
 from anyserve.replica.exchange import Call, Reply
@@ -113,10 +113,11 @@ class Inference:
         found = {}
         for tensor in (*request.inputs, *request.outputs):
             if _REGION in tensor.parameters:
-                _check_size(tensor, self._max_bytes)
                 name = tensor.parameters[_REGION].string_param
                 if name:
-                    found[name] = attrs.asdict(self._regions.find(name))
+                    region = self._regions.find(name)
+                    _check_size(tensor, region, self._max_bytes)
+                    found[name] = attrs.asdict(region)
         return found
 
 
@@ -149,9 +150,10 @@ def take(reply: Reply) -> bytes:
         reply.release()
 
 
-def _check_size(tensor: Any, limit: int) -> None:
+def _check_size(tensor: Any, region: RegionRef, limit: int) -> None:
+    """Refuse what would be copied and is too much; a range that is none is for the worker."""
     size = tensor.parameters.get("shared_memory_byte_size")
-    if size is not None and (size.int64_param or 0) > limit:
+    if size is not None and limit < (size.int64_param or 0) <= region.byte_size:
         raise ResourceExhausted(
             f"tensor {tensor.name!r}: {size.int64_param} bytes of shared memory are over the"
             f" limit of {limit}"

@@ -11,8 +11,10 @@ from anyserve.objects.regions import Regions
 class SharedMemoryService:
     """Registers clients' regions. Everything that can be wrong with one raises in `Regions`."""
 
-    def __init__(self, regions: Regions) -> None:
+    def __init__(self, regions: Regions, *, enabled: bool) -> None:
+        """enabled: whether clients may register any."""
         self._regions = regions
+        self._enabled = enabled
 
     async def status(
         self, request: pb.SystemSharedMemoryStatusRequest
@@ -32,6 +34,10 @@ class SharedMemoryService:
     async def register(
         self, request: pb.SystemSharedMemoryRegisterRequest
     ) -> pb.SystemSharedMemoryRegisterResponse:
+        if not self._enabled:
+            raise Unimplemented(
+                "clients' shared memory is switched off here; send tensors in the message"
+            )
         self._regions.register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 

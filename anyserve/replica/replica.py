@@ -203,6 +203,7 @@ class Replica:
             dispatcher=self.dispatcher,
             inference=Inference(self.dispatcher, regions, config.limits.max_message_bytes),
             regions=regions,
+            client_shared_memory=config.client_shared_memory,
             repository=self._root.address(self._repository_spec),
             is_ready=self._is_ready,
         )

@@ -24,15 +24,15 @@ from anyserve.replica.stream_infer import StreamedInference
 from anyserve.transport.rpc import ServerStream
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = [
+EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
     "model_repository",
     "sequence",
     "statistics",
-    "system_shared_memory",
     "logging",
-]
+)
+MEMORY_EXTENSION = "system_shared_memory"
 
 Method = Callable[[Any], Awaitable[Any]]
 
@@ -47,14 +47,19 @@ class InferenceService:
         dispatcher: Dispatcher,
         inference: Inference,
         regions: Regions,
+        client_shared_memory: bool,
         repository: Address[LoadModel | UnloadModel],
         is_ready: Callable[[], bool],
     ) -> None:
-        """is_ready: whether the replica has loaded all it should and is not draining."""
+        """client_shared_memory: whether clients may register regions of their own.
+
+        is_ready: whether the replica has loaded all it should and is not draining.
+        """
         self._server_name = server_name
         self._dispatcher = dispatcher
         self._inference = inference
-        self._memory = SharedMemoryService(regions)
+        self._memory = SharedMemoryService(regions, enabled=client_shared_memory)
+        self._extensions = [*EXTENSIONS, *([MEMORY_EXTENSION] if client_shared_memory else [])]
         self._repository = repository
         self._is_ready = is_ready
         self._settings = Settings()
@@ -112,7 +117,7 @@ class InferenceService:
 
     async def server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=self._server_name, version=__version__, extensions=list(EXTENSIONS)
+            name=self._server_name, version=__version__, extensions=list(self._extensions)
         )
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:

@@ -25,15 +25,17 @@ class ResponseEncoder:
         self._id = request.id
         self._regions = regions
         self._declared = {spec.name: spec for spec in offer.outputs}
-        self._requested = [output.name for output in request.outputs]
-        for name in self._requested:
-            if self._requested.count(name) > 1:
+        # A dictionary, since many outputs may be asked for; it keeps their order.
+        self._requested: dict[str, None] = {}
+        for name in (output.name for output in request.outputs):
+            if name in self._requested:
                 raise InvalidArgument(f"output {name!r} is requested twice")
             if self._declared and name not in self._declared:
                 raise InvalidArgument(
                     f"output {name!r} is unknown to {offer.name!r}, which gives"
                     f" {', '.join(self._declared)}"
                 )
+            self._requested[name] = None
         regions.plan_outputs(request)
 
     def encode(self, response: Any) -> tuple[bytes, Sequence[Buffer]]:
