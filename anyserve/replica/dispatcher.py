@@ -253,6 +253,8 @@ class Execution:
         """A slot in the least powerful pool that takes the call."""
         pools = self._dispatcher.match(self._call.need)
         self._pool = pools[0]
+        # A free slot is had without waiting; one whose time is over must not get it.
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._call.sequence is not None:
             return pools[0], await self._take_turn(pools[0], self._call.sequence)
         refused: AnyServeError | None = None

@@ -197,3 +197,31 @@ async def liar(request: Request, context: Context) -> Response:
 async def lengths(request: Request, context: Context) -> Response:
     """How long each string is."""
     return Response(outputs={"bytes": [len(text) for text in request["text"]]})
+
+
+@app.capability("hold_one", concurrency=1, queue=4)
+async def hold_one(request: Request, context: Context) -> AsyncIterator[Response]:
+    """As `hold`, one request at a time; `file` becomes `file.ended` when it has ended."""
+    path = Path(request["file"][0].decode())
+    path.write_text(str(os.getpid()))
+    try:
+        if "first" in request:
+            yield Response(outputs={"started": True})
+        await trio.sleep_forever()
+    finally:
+        path.rename(f"{path}.ended")
+
+
+app.capability("hold_queued", concurrency=1, queue=4)(hold_one)
+# A long request that may be run again.
+app.capability("nap", concurrency=64, idempotent=True)(sleep)
+
+
+@app.capability("until")
+async def until(request: Request, context: Context) -> Response:
+    """Says that it runs by making `file`, and is done when that is gone."""
+    path = Path(request["file"][0].decode())
+    path.write_text(str(os.getpid()))
+    while path.exists():  # noqa: ASYNC110 - another process removes it
+        await trio.sleep(0.01)
+    return Response(outputs={"done": True})
