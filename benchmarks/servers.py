@@ -64,17 +64,14 @@ def grpc_aio() -> Iterator[Server]:
 
 
 @contextmanager
-def _running(name: str, arguments: list[str]) -> Iterator[Server]:
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """This Python with `arguments`, on the servers' core, its standard streams piped."""
     command = ["taskset", "--cpu-list", str(SERVER_CORE), sys.executable, *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
-            assert process.stdout is not None
-            address = next(
-                (match[1] for line in process.stdout if (match := _READY.match(line))), None
-            )
-            if address is None:
-                raise CannotMeasure(f"{name} did not start: see above")
-            yield Server(name, address, proc.family(process.pid))
+            yield process
         finally:
             process.terminate()
             try:
@@ -82,3 +79,13 @@ def _running(name: str, arguments: list[str]) -> Iterator[Server]:
                 process.communicate(timeout=_EXIT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def _running(name: str, arguments: list[str]) -> Iterator[Server]:
+    with child(*arguments) as process:
+        assert process.stdout is not None
+        address = next((match[1] for line in process.stdout if (match := _READY.match(line))), None)
+        if address is None:
+            raise CannotMeasure(f"{name} did not start: see above")
+        yield Server(name, address, proc.family(process.pid))

@@ -1,0 +1,130 @@
+"""Tokens a second and time to first token of `decode`, beside the same engine's bare loop."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from anyserve.client import Client, open_client
+from benchmarks import proc, servers
+from benchmarks.errors import CannotMeasure
+from benchmarks.tables import number, table
+from benchmarks.texts import Speed, Text, prompts
+
+MAX_TOKENS = 48
+TEXTS = {1: 4, 4: 8, 8: 16}
+"""Texts of a round, by how many are in flight."""
+
+
+@attrs.frozen
+class Order:
+    """Texts to be generated."""
+
+    prompts: list[str]
+    in_flight: int
+    max_tokens: int = MAX_TOKENS
+
+
+@attrs.frozen(eq=False)
+class Engine:
+    """Something that generates texts."""
+
+    name: str
+    generate: Callable[[Order], list[Text]]
+    processes: Mapping[str, int]
+    """Process ids by name."""
+
+    def measure(self, order: Order) -> Speed:
+        """Have the texts generated."""
+        cpu, began = self._cpu_seconds(), time.monotonic()
+        texts = self.generate(order)
+        return Speed.of(texts, time.monotonic() - began, self._cpu_seconds() - cpu)
+
+    def _cpu_seconds(self) -> float:
+        return sum(map(proc.cpu_seconds, self.processes.values()))
+
+
+def run(rounds: int) -> None:
+    """Print the table; both engines are loaded all the time, and work in turn."""
+    with servers.replica("--caps", "decode") as server, _bare_loop() as bare:
+        ours = Engine(server.name, _through(server.address), server.processes)
+        speeds: dict[tuple[int, Engine], list[Speed]] = {
+            (in_flight, engine): [] for in_flight in TEXTS for engine in (ours, bare)
+        }
+        for turn in range(rounds + 1):
+            print(f"round {turn} of {rounds}", file=sys.stderr)
+            for (in_flight, engine), runs in speeds.items():
+                speed = engine.measure(Order(prompts(TEXTS[in_flight], seed=turn), in_flight))
+                if turn:
+                    runs.append(speed)
+    medians = {case: Speed.median(runs) for case, runs in speeds.items()}
+    rows = [
+        [
+            f"{in_flight} in flight",
+            engine.name,
+            number(speed.rate),
+            f"{speed.rate / medians[in_flight, bare].rate:.3f}",
+            number(speed.cpu_ms),
+            f"{speed.cpu_ms / medians[in_flight, bare].cpu_ms:.3f}",
+            number(speed.first_ms),
+        ]
+        for (in_flight, engine), speed in medians.items()
+    ]
+    heads = ["", "", "tokens/s", "× bare", "CPU ms/token", "× bare", "first token ms"]
+    print(table(heads, rows))
+
+
+def _through(address: str) -> Callable[[Order], list[Text]]:
+    """Through the replica at `address`, by one connection."""
+
+    async def generate(order: Order) -> list[Text]:
+        texts: list[Text] = []
+        left = iter(order.prompts)
+        async with open_client(address) as client, trio.open_nursery() as nursery:
+            for _ in range(order.in_flight):
+                nursery.start_soon(_work, client, left, order.max_tokens, texts)
+        return texts
+
+    return lambda order: trio.run(generate, order)
+
+
+async def _work(client: Client, left: Iterator[str], max_tokens: int, texts: list[Text]) -> None:
+    """Generate one text after the other until none is left."""
+    values = {"stream": True, "max_tokens": max_tokens, "temperature": 0.0}
+    for prompt in left:
+        began = time.monotonic()
+        first: float | None = None
+        tokens: Any = None
+        responses = client.generate("decode", {"text_input": prompt}, values)
+        async with aclosing(responses):
+            async for response in responses:
+                if first is None:
+                    first = time.monotonic()
+                tokens = response.outputs["num_output_tokens"]
+        assert first is not None
+        texts.append(Text(first - began, int(tokens[0])))
+
+
+@contextmanager
+def _bare_loop() -> Iterator[Engine]:
+    """`benchmarks.bare_decode`, on the servers' core too."""
+    with servers.child("-m", "benchmarks.bare_decode") as process:
+        orders, answers = process.stdin, process.stdout
+        assert orders is not None
+        assert answers is not None
+
+        def generate(order: Order) -> list[Text]:
+            orders.write(json.dumps(attrs.asdict(order)) + "\n")
+            orders.flush()
+            return [Text(*values) for values in json.loads(answers.readline())]
+
+        if answers.readline() != "ready\n":
+            raise CannotMeasure("the bare loop did not start: see above")
+        yield Engine("bare loop", generate, {"bare": process.pid})
