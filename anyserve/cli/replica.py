@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"anyserve: {error}", file=sys.stderr)
         return 1
     except RestartIntensityExceeded as error:
+        while isinstance(error.__cause__, RestartIntensityExceeded):
+            error = error.__cause__
         print(f"anyserve: the replica can't go on: {error}", file=sys.stderr)
         return 3
     return 0

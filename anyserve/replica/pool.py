@@ -78,6 +78,12 @@ class Pool:
         """Whether a request sent now would find a worker."""
         return self.state is State.READY and any(not seat.gone for seat in self.seats)
 
+    @property
+    def seen_state(self) -> State:
+        """As clients see it: not ready while all its workers are being restarted."""
+        lost = self.state is State.READY and not self.serving
+        return State.UNAVAILABLE if lost else self.state
+
     def check_serving(self) -> None:
         """Raise `Unavailable`, with the reason, unless a worker is there."""
         if not self.serving:

@@ -168,11 +168,11 @@ class InferenceService:
                 pb.RepositoryIndexResponseModelIndex(
                     name=pool.offer.name,
                     version=pool.offer.version,
-                    state=pool.state.value,
-                    reason="" if pool.state is State.READY else pool.reason,
+                    state=pool.seen_state.value,
+                    reason="" if pool.serving else pool.reason,
                 )
                 for pool in self._dispatcher.pools
-                if pool.state is State.READY or not request.ready
+                if pool.serving or not request.ready
             ]
         )
 

@@ -213,15 +213,22 @@ async def hold_one(request: Request, context: Context) -> AsyncIterator[Response
 
 
 app.capability("hold_queued", concurrency=1, queue=4)(hold_one)
-# A long request that may be run again.
-app.capability("nap", concurrency=64, idempotent=True)(sleep)
+
+
+@app.capability("wait", concurrency=64)
+async def wait(request: Request, context: Context) -> Response:
+    """Done when `file` is gone."""
+    path = Path(request["file"][0].decode())
+    while path.exists():  # noqa: ASYNC110 - another process removes it
+        await trio.sleep(0.01)
+    return Response(outputs={"done": True})
+
+
+app.capability("wait_again", concurrency=64, idempotent=True)(wait)
 
 
 @app.capability("until")
 async def until(request: Request, context: Context) -> Response:
-    """Says that it runs by making `file`, and is done when that is gone."""
-    path = Path(request["file"][0].decode())
-    path.write_text(str(os.getpid()))
-    while path.exists():  # noqa: ASYNC110 - another process removes it
-        await trio.sleep(0.01)
-    return Response(outputs={"done": True})
+    """Says that it runs by making `file`, then as `wait`."""
+    Path(request["file"][0].decode()).write_text(str(os.getpid()))
+    return await wait(request, context)
