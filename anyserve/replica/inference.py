@@ -47,6 +47,8 @@ class Accepted:
     call: Call
     offer: Offer
     head: InferRequestHead
+    own_deadline: bool
+    """Whether it has a deadline before that of the gRPC call."""
 
 
 class Inference:
@@ -82,7 +84,7 @@ class Inference:
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             regions=self._find_regions(head.head),
         )
-        return Accepted(call, offer, head)
+        return Accepted(call, offer, head, call.deadline < stream.deadline)
 
     async def run(
         self, accepted: Accepted, consume: Callable[[Execution], Awaitable[Result]]
@@ -93,6 +95,9 @@ class Inference:
         `DeadlineExceeded`. Cancelled, the handler is too. Raises what the dispatcher and the
         handler raise.
         """
+        if not accepted.own_deadline:  # the call's scope is enough
+            async with self._dispatcher.execute(accepted.call) as execution:
+                return await consume(execution)
         with trio.CancelScope(deadline=accepted.call.deadline):
             async with self._dispatcher.execute(accepted.call) as execution:
                 return await consume(execution)

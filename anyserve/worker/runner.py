@@ -93,9 +93,13 @@ async def _run(handler: Handler, incoming: Incoming, emit: Emit) -> int:
     context = incoming.context
     try:
         with tracing.span(handler.offer.name, context.request_id):
-            async with aclosing(_responses(handler, request, context)) as responses:
-                async for response in responses:
-                    await emit(*encoder.encode(response))
+            if handler.kind is Kind.ASYNC:
+                response = await handler.function(request, context)
+                await emit(*encoder.encode(response))
+            else:
+                async with aclosing(_responses(handler, request, context)) as responses:
+                    async for response in responses:
+                        await emit(*encoder.encode(response))
     except (Exception, SystemExit) as error:
         declared = _declared(error)
         if declared is not None:
@@ -157,10 +161,8 @@ def _batch_size(offer: Offer, arrays: Mapping[str, Any]) -> int:
 async def _responses(
     handler: Handler, request: Request, context: Context
 ) -> AsyncGenerator[Response, None]:
-    """Call the handler in the way that its kind needs, and give what it gives."""
-    if handler.kind is Kind.ASYNC:
-        yield await handler.function(request, context)
-    elif handler.kind is Kind.ASYNC_STREAM:
+    """Call a handler that yields or blocks in the way that its kind needs."""
+    if handler.kind is Kind.ASYNC_STREAM:
         async with aclosing(handler.function(request, context)) as responses:
             async for response in responses:
                 yield response
