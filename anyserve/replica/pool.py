@@ -181,7 +181,12 @@ class Pool:
         if pinned is not None:
             return pinned if pinned.running < pinned.load.concurrency else None
         index = least_loaded(seat.load for seat in self.seats)
-        return None if index is None else self.seats[index]
+        if index is None:
+            return None
+        # To the end, so that workers without load take turns and open sequences spread over them.
+        seat = self.seats.pop(index)
+        self.seats.append(seat)
+        return seat
 
     def _grant(self) -> None:
         for key, ticket in self._queue:
