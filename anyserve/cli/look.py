@@ -67,8 +67,10 @@ async def _admin(text: str) -> AsyncIterator[Channel]:
 
 async def _tree(options: argparse.Namespace) -> None:
     async with _admin(options.address) as channel:
+        status = await channel.unary(f"{_ADMIN}/Status", pb.StatusRequest(), pb.StatusReply)
         reply = await channel.unary(f"{_ADMIN}/Tree", pb.TreeRequest(), pb.TreeReply)
     assert reply.root is not None
+    print(f"anyserve {status.version}, process {status.pid}, serves {status.address}")
     rows = [("actor", "state", "age", "mailbox", "restarts", "")]
     _add_rows(reply.root, "", "", rows)
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
