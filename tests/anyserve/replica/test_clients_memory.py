@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -406,7 +407,39 @@ def test_a_region_that_is_no_more_as_registered_is_an_error_and_no_crash(
     assert add(triton, [inline("A"), inline("B")]).as_numpy("SUM").tolist() == (FOUR * 2).tolist()
 
 
-def test_a_region_may_be_unregistered_while_a_request_uses_it_next(
+def test_a_region_that_shrinks_and_grows_all_the_time_harms_nobody(
+    raw: Any, triton: Any, region: MakeRegion
+) -> None:
+    one = region("one", 1 << 20)
+    pid = worker_pid(raw)
+    enough = threading.Event()
+
+    def shrink_and_grow() -> None:
+        while not enough.is_set():
+            os.truncate(one.path, 0)
+            os.truncate(one.path, one.size)
+
+    tensor = InferInput("INPUT", [1 << 17], "FP32")
+    tensor.set_shared_memory("one", 1 << 19)
+    output = InferRequestedOutput("OUTPUT")
+    output.set_shared_memory("one", 1 << 19, 1 << 19)
+    statuses = set()
+    client = threading.Thread(target=shrink_and_grow)
+    client.start()
+    try:
+        for _ in range(100):
+            try:
+                triton.infer("echo", [tensor], outputs=[output], client_timeout=20)
+            except InferenceServerException as error:
+                statuses.add(error.status())
+    finally:
+        enough.set()
+        client.join()
+    assert statuses <= {"StatusCode.INVALID_ARGUMENT"}
+    assert worker_pid(raw) == pid
+
+
+def test_a_region_that_was_unregistered_may_be_registered_again(
     triton: Any, region: MakeRegion
 ) -> None:
     one = region("one", 64)

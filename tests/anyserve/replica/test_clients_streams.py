@@ -153,8 +153,9 @@ def test_a_message_that_is_no_request_ends_with_an_error_on_the_stream(raw: Any)
 
 
 def test_requests_that_are_pipelined_are_answered_in_order(raw: Any) -> None:
+    # More than a stream may have in flight, which none of them notices.
+    identities = [f"{number}" for number in range(1500)]
     with open_stream(raw) as (requests, answers):
-        identities = [f"{number}" for number in range(200)]
         requests.put(sleep("slow", 0.2))
         for identity in identities:
             requests.put(request("echo", identity, INPUT=np.array([1], np.int32)))
