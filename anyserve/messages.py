@@ -93,13 +93,16 @@ class Context:
     """gRPC metadata of the call, as text."""
     sequence: Sequence | None = None
     """Set for handlers declared with `sequence=True`."""
-    logger: logging.LoggerAdapter[logging.Logger] = attrs.field(
-        factory=lambda: logging.LoggerAdapter(logging.getLogger("anyserve.handler"), {})
-    )
-    """Puts the request id on every line."""
     cancel_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
 
     @property
     def cancelled(self) -> bool:
         """Whether the caller is gone; async handlers are told by Trio, blocking ones ask here."""
         return self.cancel_scope.cancel_called
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Puts the request id on every line."""
+        return logging.LoggerAdapter(
+            logging.getLogger("anyserve.handler"), {"request_id": self.request_id}
+        )

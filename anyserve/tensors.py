@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 from anyserve_protos.infer_wire import Buffer
@@ -114,25 +115,45 @@ def element_count(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
-def decode_raw(what: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
-    """The array in raw contents: for numbers a view of `raw`.
+@attrs.frozen
+class Layout:
+    """How the raw contents of a tensor lie; worked out once for many tensors that are alike."""
 
-    what: how errors call the tensor, such as `input 'x'`. Raises `InvalidArgument` unless `raw`
-    holds exactly what datatype and shape say.
-    """
-    dtype, count = _layout(what, datatype, shape)
-    if datatype == "BYTES":
-        return _objects(_split_elements(what, count, raw), shape)
-    if len(raw) != count * dtype.itemsize:
-        raise InvalidArgument(
-            f"{what}: {len(raw)} bytes of raw contents, but {datatype} of shape {list(shape)} has"
-            f" {count * dtype.itemsize}"
-        )
-    array: Array = np.ndarray(tuple(shape), dtype, raw)
-    if datatype == "BOOL" and array.size and array.view(np.uint8).max() > 1:
-        raise InvalidArgument(f"{what}: an element of BOOL is neither 0 nor 1")
-    array.flags.writeable = False
-    return array
+    what: str
+    """How errors call the tensor, such as `input 'x'`."""
+    datatype: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    count: int
+    """Elements."""
+
+    @classmethod
+    def of(cls, what: str, datatype: str, shape: Sequence[int]) -> Layout:
+        """Raises `InvalidArgument` for an unknown datatype and an impossible shape."""
+        return cls(what, datatype, tuple(shape), *_layout(what, datatype, shape))
+
+    def decode(self, raw: Buffer) -> Array:
+        """The array in raw contents: for numbers a view of `raw`.
+
+        Raises `InvalidArgument` unless `raw` holds exactly what datatype and shape say.
+        """
+        if self.datatype == "BYTES":
+            return _objects(_split_elements(self.what, self.count, raw), self.shape)
+        if len(raw) != self.count * self.dtype.itemsize:
+            raise InvalidArgument(
+                f"{self.what}: {len(raw)} bytes of raw contents, but {self.datatype} of shape"
+                f" {list(self.shape)} has {self.count * self.dtype.itemsize}"
+            )
+        array: Array = np.ndarray(self.shape, self.dtype, raw)
+        if self.datatype == "BOOL" and array.size and array.view(np.uint8).max() > 1:
+            raise InvalidArgument(f"{self.what}: an element of BOOL is neither 0 nor 1")
+        array.flags.writeable = False
+        return array
+
+
+def decode_raw(what: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
+    """The array in raw contents; raises as `Layout.of` and `Layout.decode`."""
+    return Layout.of(what, datatype, shape).decode(raw)
 
 
 def decode_contents(

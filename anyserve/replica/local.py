@@ -14,7 +14,7 @@ from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
-from anyserve.worker.runner import Ending, Incoming, run_handler
+from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
 
@@ -22,7 +22,7 @@ class LocalExecutor:
     """Runs handlers as tasks of a nursery, with the semantics of a worker and no link."""
 
     def __init__(self, app: App, nursery: trio.Nursery) -> None:
-        self._app = app
+        self._runners = {handler.offer.name: HandlerRunner(handler) for handler in app.handlers}
         self._nursery = nursery
         self._files = RegionFiles()
         self._lost: str | None = None
@@ -63,8 +63,8 @@ class LocalExecutor:
         incoming = Incoming(call.head, raw, context, ClientRegions({}, self._files))
         ending = Ending(error=Cancelled("the app is stopping"))
         try:
-            handler = self._app.handler(offer.name)
-            ending = await run_handler(handler, incoming, partial(_emit, exchange, credit))
+            runner = self._runners[offer.name]
+            ending = await runner.run(incoming, partial(_emit, exchange, credit))
         finally:
             exchange.end(ending.batch, ending.error)
 

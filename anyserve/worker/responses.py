@@ -15,6 +15,9 @@ from anyserve.messages import Response, as_array
 from anyserve.offers import Offer
 from anyserve.worker.shared import ClientRegions
 
+_KEPT_HEADS = 16
+"""Heads of responses that are kept for each head of requests."""
+
 
 class ResponseEncoder:
     """Encodes the responses of one request: the outputs it asked for, placed where it said."""
@@ -37,6 +40,8 @@ class ResponseEncoder:
                 )
             self._requested[name] = None
         regions.plan_outputs(request)
+        self._heads: dict[tuple[tuple[str, str, Sequence[int]], ...], bytes] = {}
+        """Heads that were written before, for the responses that are alike."""
 
     def encode(self, response: Any) -> tuple[bytes, Sequence[Buffer]]:
         """The message without raw contents, and those; an output in shared memory has an empty one.
@@ -58,10 +63,19 @@ class ResponseEncoder:
             placed = self._regions.write_output(name, buffer)
             outputs.append(OutputHead(name, datatype, shape, placed))
             raw.append(b"" if placed else buffer)
-        head = encode_response_head(
-            self._offer.name, self._offer.version, self._id, response.parameters, outputs
-        )
-        return head, raw
+        return self._head(response, outputs), raw
+
+    def _head(self, response: Response, outputs: Sequence[OutputHead]) -> bytes:
+        key = tuple((output.name, output.datatype, output.shape) for output in outputs)
+        plain = not response.parameters and not any(output.parameters for output in outputs)
+        head = self._heads.get(key) if plain else None
+        if head is None:
+            head = encode_response_head(
+                self._offer.name, self._offer.version, self._id, response.parameters, outputs
+            )
+            if plain and len(self._heads) < _KEPT_HEADS:
+                self._heads[key] = head
+        return head
 
     def _encode_output(self, name: str, value: Any) -> tuple[str, Sequence[int], Buffer]:
         spec = self._declared.get(name)

@@ -24,7 +24,7 @@ from anyserve.objects.leases import Block, LeaseSet
 from anyserve.objects.mapping import Reader
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
-from anyserve.worker.runner import Ending, Incoming, run_handler
+from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
 log = logging.getLogger("anyserve.worker")
@@ -34,10 +34,11 @@ log = logging.getLogger("anyserve.worker")
 class _Running:
     """A call in progress."""
 
-    handler: Handler
+    runner: HandlerRunner
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     credit: int = frames.INITIAL_CREDIT
-    more_credit: trio.Event = attrs.field(factory=trio.Event)
+    more_credit: trio.Event | None = None
+    """Set when there is some, where the handler waits for it."""
 
 
 class Session:
@@ -48,7 +49,7 @@ class Session:
     ) -> None:
         self._name = name
         self._channel = channel
-        self._handlers = handlers
+        self._runners = [HandlerRunner(handler) for handler in handlers]
         self._arena = arena
         self._reader = Reader()
         self._files = RegionFiles()
@@ -58,7 +59,7 @@ class Session:
     @property
     def running(self) -> list[str]:
         """The capabilities of the calls in progress."""
-        return [running.handler.offer.name for running in self._running.values()]
+        return [running.runner.name for running in self._running.values()]
 
     async def run(self) -> None:
         """Serve until the replica closes the link; what still runs then is cancelled."""
@@ -82,10 +83,10 @@ class Session:
 
     def _start(self, frame: Frame, nursery: trio.Nursery) -> None:
         body = frames.decode_request(frame)
-        running = _Running(self._handlers[body.offer])
+        running = _Running(self._runners[body.offer])
         self._running[frame.call] = running
         nursery.start_soon(
-            self._call, frame.call, body, running, name=f"call {running.handler.offer.name}"
+            self._call, frame.call, body, running, name=f"call {running.runner.name}"
         )
 
     def _control(self, frame: Frame) -> None:
@@ -93,7 +94,8 @@ class Session:
             running = self._running.get(frame.call)
             if running is not None:
                 running.credit += frames.decode_credit(frame)
-                running.more_credit.set()
+                if running.more_credit is not None:
+                    running.more_credit.set()
         elif frame.kind == Kind.CANCEL:
             running = self._running.get(frame.call)
             if running is not None:
@@ -117,9 +119,7 @@ class Session:
         ending = Ending(error=Cancelled("the worker is stopping"))
         try:
             incoming = self._incoming(body, running.scope)
-            ending = await run_handler(
-                running.handler, incoming, partial(self._emit, call, running)
-            )
+            ending = await running.runner.run(incoming, partial(self._emit, call, running))
         except AnyServeError as error:
             ending = Ending(error=error)
         finally:
@@ -142,9 +142,6 @@ class Session:
             deadline=trio.current_time() + body.budget,
             metadata=body.extra.get("metadata", {}),
             sequence=SequenceInfo(**sequence) if sequence else None,
-            logger=logging.LoggerAdapter(
-                logging.getLogger("anyserve.handler"), {"request_id": request_id}
-            ),
             cancel_scope=scope,
         )
         regions = {
