@@ -14,7 +14,8 @@ from anyserve import parameters, tensors
 from anyserve.capability import Attribute
 from anyserve.errors import Unknown
 from anyserve.messages import OutputValue, Response, as_array
-from anyserve.transport.grpclib_client import Channel, ClientStream, open_channel
+from anyserve.transport.channel import Channel, ClientStream
+from anyserve.transport.grpclib_client import open_channel
 
 Reply = TypeVar("Reply")
 _SERVICE = "/inference.GRPCInferenceService"

@@ -21,7 +21,7 @@ from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
 from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig, open_replica
 from anyserve.replica.repository import Plan, StartError
-from anyserve.transport.grpclib_server import CannotListen
+from anyserve.transport.listening import CannotListen
 from anyserve.transport.rpc import MIB, Limits
 
 _DESCRIPTION = """\

@@ -33,10 +33,11 @@ from anyserve.replica.repository import Plan, Repository
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
 from anyserve.transport.address import Address, TcpAddress, UnixAddress
-from anyserve.transport.grpclib_server import Server, serve
+from anyserve.transport.grpclib_server import serve
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
+from anyserve.transport.server import Server
 
 DEFAULT_PORT = 8001
 """Triton's gRPC port."""

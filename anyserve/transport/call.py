@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+import attrs
 import trio
 from grpclib.const import Handler as Method
 from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
+from multidict import MultiDict
 
 from anyserve.errors import AnyServeError, Internal, InvalidArgument, Status
 from anyserve.transport import headers as h
 from anyserve.transport.framing import MessageReader, pack
-from anyserve.transport.rpc import Limits, MetadataLike, decode, encode
+from anyserve.transport.rpc import Limits, Metadata, MetadataLike, decode, encode
 from anyserve.transport.wire import WireStream
+
+_End: TypeAlias = tuple[Status, str | None, MetadataLike | None]
+"""The status that ends a call, its message, and its metadata."""
 
 _log = logging.getLogger("anyserve.transport")
 
@@ -28,21 +33,20 @@ class ServerCall:
         self,
         wire: WireStream,
         head: h.RequestHead,
+        timeout: float,
         method: Method,
-        *,
-        deadline: float,
         max_message_bytes: int,
     ) -> None:
-        self.metadata = head.metadata
-        self.deadline = deadline
+        self.metadata: Metadata = MultiDict(head.metadata)
+        self.deadline = math.inf if timeout == math.inf else trio.current_time() + timeout
         self.peer = wire.peer
         self.cardinality = method.cardinality
-        self._wire = wire
-        self._request_type = method.request_type
-        self._reply_type = method.reply_type
+        self.method = method
+        self.path = head.path
+        self.wire = wire
         self._reader = MessageReader(wire.receive_some, head.encoding, max_message_bytes)
-        self._sending = trio.Lock()
-        self._reply: bytes | None = None
+        self._sending: trio.Lock | None = None
+        self._reply: tuple[bytes, ...] = ()
         self._received_any = False
         self._sent_headers = False
         self.ended = False
@@ -56,7 +60,7 @@ class ServerCall:
                 raise InvalidArgument("the request ends without a message")
             return None
         self._received_any = True
-        return decode(data, self._request_type)
+        return decode(data, self.method.request_type)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -69,24 +73,19 @@ class ServerCall:
 
     async def send_message(self, message: Any) -> None:
         """See `ServerStream`."""
-        data = pack(encode(message, self._reply_type))
-        if not self.cardinality.server_streaming:
-            if self._reply is not None:
-                raise Internal("a unary call was given a second reply")
+        data = pack(encode(message, self.method.reply_type))
+        if self.cardinality.server_streaming:
+            await self._send(data=data)
+        elif self._reply:
+            raise Internal("a unary call was given a second reply")
+        else:
             self._reply = data
-            await trio.lowlevel.checkpoint()
-            return
-        async with self._sending:
-            self._check_open()
-            await self._wire.send(headers=self._headers(None), data=data)
 
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         """See `ServerStream`."""
-        async with self._sending:
-            self._check_open()
-            if self._sent_headers:
-                raise Internal("the initial metadata of a call was sent twice")
-            await self._wire.send(headers=self._headers(metadata))
+        if self._sent_headers:
+            raise Internal("the initial metadata of a call was sent twice")
+        await self._send(metadata=metadata)
 
     async def send_trailing_metadata(
         self,
@@ -96,26 +95,19 @@ class ServerCall:
         metadata: MetadataLike | None = None,
     ) -> None:
         """See `ServerStream`."""
-        async with self._sending:
-            self._check_open()
-            code = Status(status.value)
-            data = self._reply or b""
-            if code is Status.OK and not data and not self.cardinality.server_streaming:
-                raise Internal("a unary call ended with OK and without a reply")
-            if code is Status.OK or self._sent_headers:
-                await self._wire.send(
-                    headers=self._headers(None),
-                    data=data if code is Status.OK else b"",
-                    trailers=h.trailers(code, status_message, metadata),
-                )
-            else:
-                await self._wire.send(trailers=h.trailers_only(code, status_message, metadata))
-            self.ended = True
+        code = Status(status.value)
+        if code is not Status.OK:
+            await self._send(end=(code, status_message, metadata))
+        elif self._reply or self.cardinality.server_streaming:
+            await self._send(data=self._reply, end=(code, status_message, metadata))
+        else:
+            raise Internal("a unary call ended with OK and without a reply")
+        self.ended = True
 
     async def cancel(self) -> None:
         """See `ServerStream`."""
         self.ended = True
-        self._wire.reset()
+        self.wire.reset()
         await trio.lowlevel.checkpoint()
 
     def fail_now(self, status: Status, message: str) -> None:
@@ -123,72 +115,98 @@ class ServerCall:
         if not self.ended:
             self.ended = True
             form = h.trailers if self._sent_headers else h.trailers_only
-            self._wire.end_now(form(status, message))
+            self.wire.end_now(form(status, message))
 
-    def _headers(self, metadata: MetadataLike | None) -> h.Headers | None:
-        if self._sent_headers:
-            return None
-        self._sent_headers = True
-        return h.response_headers(metadata)
+    async def _send(
+        self,
+        *,
+        metadata: MetadataLike | None = None,
+        data: tuple[bytes, ...] = (),
+        end: _End | None = None,
+    ) -> None:
+        """Send, after the answer's headers where those have not gone yet.
 
-    def _check_open(self) -> None:
+        Without a lock and a turn of the loop where nothing has to be waited for.
+        """
+        if self._sending is None:
+            if self.wire.send_now(*self._parts(metadata, data, end)):
+                self._sent_headers = True
+                return
+            self._sending = trio.Lock()
+        sending = self._sending
+        async with sending:
+            parts = self._parts(metadata, data, end)
+            self._sent_headers = True
+            await self.wire.send(*parts)
+        if self._sending is sending and not sending.locked():
+            self._sending = None
+
+    def _parts(
+        self, metadata: MetadataLike | None, data: tuple[bytes, ...], end: _End | None
+    ) -> tuple[h.Headers | None, tuple[bytes, ...], h.Headers | None]:
+        """What is to be sent as headers, data and trailers."""
         if self.ended:
             raise Internal("the handler sends on a call that has ended")
+        if end is not None and end[0] is not Status.OK and not self._sent_headers:
+            return None, data, h.trailers_only(*end)
+        headers = None if self._sent_headers else h.response_headers(metadata)
+        return headers, data, None if end is None else h.trailers(*end)
 
 
-async def run_call(
-    wire: WireStream, headers: h.Headers, methods: Mapping[str, Method], limits: Limits
-) -> None:
+@attrs.frozen
+class Calls:
+    """Makes the calls of a server."""
+
+    methods: Mapping[str, Method]
+    limits: Limits
+
+    def begin(self, wire: WireStream, head: h.RequestHead, timeout: float) -> ServerCall:
+        """The call, which `run_call` is to run; raises `Refusal` for an unknown method."""
+        method = self.methods.get(head.path)
+        if method is None:
+            raise h.Refusal(h.trailers_only(Status.UNIMPLEMENTED, f"no method {head.path[:200]!r}"))
+        return ServerCall(wire, head, timeout, method, self.limits.max_message_bytes)
+
+
+async def run_call(call: ServerCall) -> None:
     """Answer one call; returns when its handler has ended and its answer is on the way.
 
     Waits for the handler, bounded by the call's deadline and the wire's scope. Cancelled from
     outside, it tells the client UNAVAILABLE. Raises only Cancelled: whatever a handler raises
     becomes a status.
     """
-    now = trio.current_time()
+    scope = call.wire.scope
+    if call.deadline != math.inf:
+        scope.deadline = call.deadline
     try:
-        head = h.parse_request(headers)
-        method = methods.get(head.path)
-        if method is None:
-            raise h.Refusal(h.trailers_only(Status.UNIMPLEMENTED, f"no method {head.path[:200]!r}"))
-    except h.Refusal as refusal:
-        wire.end_now(refusal.answer)
-        return
-    deadline = now + head.timeout
-    call = ServerCall(
-        wire, head, method, deadline=deadline, max_message_bytes=limits.max_message_bytes
-    )
-    if deadline != math.inf:
-        wire.scope.deadline = deadline
-    try:
-        with wire.scope:
-            await _run_handler(call, method, head.path)
-        if wire.scope.cancelled_caught:
+        with scope:
+            await _run_handler(call)
+        if scope.cancelled_caught:
             # Either the client has gone, and then nobody reads this, or its time is over.
             call.fail_now(Status.DEADLINE_EXCEEDED, "the deadline passed on the server")
     finally:
         call.fail_now(Status.UNAVAILABLE, "the server is stopping")
 
 
-async def _run_handler(call: ServerCall, method: Method, path: str) -> None:
+async def _run_handler(call: ServerCall) -> None:
     try:
-        await method.func(call)
+        await call.method.func(call)
         if not call.ended:
             await call.send_trailing_metadata()
     except Exception as error:
         status, message = status_of(error)
         if call.ended:
-            _log.exception("the handler of %s failed after its call had ended", path)
+            _log.exception("the handler of %s failed after its call had ended", call.path)
             return
         if not isinstance(_only(error), AnyServeError | GRPCError):
-            _log.exception("the handler of %s failed", path)
+            _log.exception("the handler of %s failed", call.path)
         call.fail_now(status, message)
     except BaseExceptionGroup as group:
         # A handler's nursery that was cancelled while a child failed. The call is over: keep the
         # error in the log and the cancellation on its way.
         errors, rest = group.split(Exception)
         if errors is not None:
-            _log.error("the handler of %s failed while cancelled", path, exc_info=errors)
+            _log.error("the handler of %s failed while cancelled", call.path, exc_info=errors)
         if rest is not None:
             raise rest from None
 

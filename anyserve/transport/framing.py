@@ -21,11 +21,14 @@ _PREFIX = struct.Struct(">BI")
 _WINDOW_BITS = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
 _INFLATE_STEP = 256 * 1024
 """Bytes inflated between two checkpoints: about a millisecond."""
+_COPIED = 64 * 1024
+"""Messages shorter than this are cheaper to copy than to send in two parts."""
 
 
-def pack(message: bytes) -> bytes:
-    """The message behind its prefix, not compressed."""
-    return _PREFIX.pack(0, len(message)) + message
+def pack(message: bytes) -> tuple[bytes, ...]:
+    """The message behind its prefix, not compressed, in one part or two: large ones stay as is."""
+    prefix = _PREFIX.pack(0, len(message))
+    return (prefix + message,) if len(message) < _COPIED else (prefix, message)
 
 
 class MessageReader:
@@ -52,10 +55,17 @@ class MessageReader:
         for one that is or inflates to more than the cap, and `Internal` for a compressed one in a
         call that names no compression.
         """
+        if not self._size:
+            chunk = await self._receive_some()
+            size = len(chunk) - _PREFIX.size
+            if 0 <= size <= self._max_bytes and _PREFIX.unpack_from(chunk) == (0, size):
+                # Exactly one message: most calls are that, and need no more.
+                return chunk[_PREFIX.size :]
+            if not chunk:
+                return None
+            self._hold(chunk)
         if not await self._fill(_PREFIX.size):
-            if self._size:
-                raise InvalidArgument(f"the stream ends {self._size} bytes into a message's prefix")
-            return None
+            raise InvalidArgument(f"the stream ends {self._size} bytes into a message's prefix")
         compressed, length = _PREFIX.unpack(self._take(_PREFIX.size))
         if compressed > 1:
             raise Internal(f"a message's prefix has the flag {compressed}")
@@ -75,9 +85,12 @@ class MessageReader:
             chunk = await self._receive_some()
             if not chunk:
                 return False
-            self._chunks.append(chunk)
-            self._size += len(chunk)
+            self._hold(chunk)
         return True
+
+    def _hold(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
 
     def _take(self, size: int) -> bytes:
         """Take exactly `size` bytes, which are held."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -34,8 +33,9 @@ from anyserve.errors import (
     Cancelled,
     Internal,
     ResourceExhausted,
-    Unavailable,
 )
+from anyserve.transport import sockets
+from anyserve.transport.channel import NotTaken
 from anyserve.transport.flood import FloodGuard
 from anyserve.transport.grpclib_stream import Gate, H2Wire
 from anyserve.transport.rpc import MIB, Limits
@@ -256,7 +256,8 @@ class TrioProtocol(H2Protocol):
         self._transport = transport
         with suppress(OSError):
             # A peer that has gone again already; reading will tell.
-            _prepare_socket(transport.get_extra_info("socket"))
+            # asyncio and grpclib set TCP_NODELAY by sock.proto, which is 0 on most sockets.
+            sockets.prepare(transport.get_extra_info("socket"))
         transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         h2 = _Http2(config=self.h2_config)
         h2.initiate_connection()
@@ -268,7 +269,8 @@ class TrioProtocol(H2Protocol):
             }
         )
         h2.increment_flow_control_window(_CONNECTION_WINDOW - h2.inbound_flow_control_window)
-        self.connection = TrioConnection(h2, transport, _peer_name(transport), self._loop)
+        peer = sockets.peer_name(transport.get_extra_info("peername"))
+        self.connection = TrioConnection(h2, transport, peer, self._loop)
         self.connection.flush()
         # A server may be flooded by anybody; a client has chosen its server.
         flood = FloodGuard(per_second=math.inf if self.h2_config.client_side else _FLOOD)
@@ -332,31 +334,10 @@ async def use_bridge(bridge: Bridge | None) -> AsyncIterator[Bridge]:
         yield own
 
 
-def _prepare_socket(sock: socket.socket) -> None:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    # asyncio and grpclib set TCP_NODELAY by sock.proto, which is 0 on most sockets.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A peer whose machine has vanished would hold its calls for ever.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
-
-
-def _peer_name(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        # A TCP peer that has gone again has no name.
-        return "unknown" if name is None else "unix"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _error_of_reset(event: events.StreamReset) -> AnyServeError:
     match event.error_code:
         case ErrorCodes.REFUSED_STREAM:
-            return Unavailable("the peer did not take the call")
+            return NotTaken("the peer did not take the call")
         case ErrorCodes.CANCEL | ErrorCodes.NO_ERROR:
             return Cancelled("the peer gave the call up")
         case ErrorCodes.ENHANCE_YOUR_CALM:

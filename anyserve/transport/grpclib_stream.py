@@ -110,11 +110,20 @@ class H2Wire:
                 await self._check_alive()
                 await self.buffer.arrived.next()
 
+    def send_now(
+        self,
+        headers: Headers | None = None,
+        data: tuple[bytes, ...] = (),
+        trailers: Headers | None = None,
+        end: bool = False,
+    ) -> bool:
+        """See `WireStream`; this one takes the way of `send` always."""
+        return False
+
     async def send(
         self,
-        *,
         headers: Headers | None = None,
-        data: bytes = b"",
+        data: tuple[bytes, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> None:
@@ -122,7 +131,7 @@ class H2Wire:
         await self._writable()
         if headers:
             self._h2.send_headers(self.id, headers, end_stream=end and not data)
-        left = memoryview(data)
+        left = memoryview(b"".join(data))
         unflushed = 0
         while left:
             room = min(
@@ -193,12 +202,12 @@ class H2Wire:
     async def received_trailers(self) -> Headers:
         """The answer's trailers, on a client; waits for them, raises what the stream failed with.
 
-        None at all, in a stream that the server has ended, is an empty list.
+        None at all, in a stream that the server has ended, is empty.
         """
         while self.trailers is None and not self.buffer.ended:
             await self._check_alive()
             await self.trailers_received.next()
-        return self.trailers or []
+        return self.trailers or ()
 
     def __ended__(self) -> None:
         self.buffer.eof()

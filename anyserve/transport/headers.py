@@ -6,7 +6,7 @@ import binascii
 import math
 import re
 from base64 import b64decode
-from collections.abc import Sequence
+from typing import TypeAlias
 
 import attrs
 from grpclib.metadata import decode_grpc_message, encode_grpc_message, encode_metadata
@@ -16,9 +16,10 @@ from anyserve.errors import AnyServeError, Internal, InvalidArgument, Status, Un
 from anyserve.transport.framing import ENCODINGS
 from anyserve.transport.rpc import Metadata, MetadataLike
 
-Headers = Sequence[tuple[str, str]]
+Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 CONTENT_TYPE = "application/grpc"
+TIMEOUT = "grpc-timeout"
 _ACCEPTED_CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?(;.*)?")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -43,16 +44,15 @@ RESPONSE_HEADERS: Headers = (
     ("content-type", CONTENT_TYPE),
     ("grpc-accept-encoding", ",".join(ENCODINGS)),
 )
+_OK: Headers = (("grpc-status", "0"),)
 
 
 @attrs.frozen
 class RequestHead:
-    """What a call's headers say."""
+    """What a call's headers say, but for the time that it has."""
 
     path: str
-    metadata: Metadata
-    timeout: float
-    """Remaining budget in seconds, `inf` when the client gave none."""
+    metadata: tuple[tuple[str, str | bytes], ...]
     encoding: str
     """How its compressed messages are compressed; one of `ENCODINGS`."""
 
@@ -67,20 +67,17 @@ class Refusal(Exception):
 def parse_request(headers: Headers) -> RequestHead:
     """Read the headers of a call; raises `Refusal` for one that is not a gRPC call."""
     special: dict[str, str] = {}
-    metadata: Metadata = MultiDict()
-    timeout = math.inf
-    try:
-        for name, value in headers:
-            if name == "grpc-timeout":
-                timeout = min(timeout, decode_timeout(value))
-            elif name.startswith((":", "grpc-")) or name in _NOT_METADATA:
-                special[name] = value
-            else:
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in headers:
+        if name.startswith((":", "grpc-")) or name in _NOT_METADATA:
+            special[name] = value
+        else:
+            try:
                 _add_metadata(metadata, name, value)
-    except InvalidArgument as error:
-        raise Refusal(trailers_only(error.status, error.message)) from error
+            except InvalidArgument as error:
+                raise Refusal(trailers_only(error.status, error.message)) from error
     if special.get(":method") != "POST":
-        raise Refusal([(":status", "405")])
+        raise Refusal(((":status", "405"),))
     if not _ACCEPTED_CONTENT_TYPE.fullmatch(special.get("content-type", "")):
         raise Refusal(_http("415", "the content-type must be application/grpc"))
     if special.get("te") != "trailers":
@@ -88,14 +85,26 @@ def parse_request(headers: Headers) -> RequestHead:
     encoding = special.get("grpc-encoding", "identity")
     if encoding not in ENCODINGS:
         raise Refusal(
-            [
+            (
                 *trailers_only(
                     Status.UNIMPLEMENTED, f"messages compressed with {encoding!r} are not accepted"
                 ),
                 ("grpc-accept-encoding", ",".join(ENCODINGS)),
-            ]
+            )
         )
-    return RequestHead(special.get(":path", ""), metadata, timeout, encoding)
+    return RequestHead(special.get(":path", ""), tuple(metadata), encoding)
+
+
+def parse_timeout(headers: Headers) -> float:
+    """The budget of a call in seconds, `inf` for none; raises `Refusal` for a malformed one."""
+    timeout = math.inf
+    for name, value in headers:
+        if name == TIMEOUT:
+            try:
+                timeout = min(timeout, decode_timeout(value))
+            except InvalidArgument as error:
+                raise Refusal(trailers_only(error.status, error.message)) from error
+    return timeout
 
 
 def request_headers(
@@ -112,9 +121,9 @@ def request_headers(
         ("user-agent", "anyserve"),
     ]
     if timeout != math.inf:
-        headers.append(("grpc-timeout", encode_timeout(timeout)))
+        headers.append((TIMEOUT, encode_timeout(timeout)))
     headers.extend(encode_metadata(metadata or ()))
-    return headers
+    return tuple(headers)
 
 
 def response_headers(metadata: MetadataLike | None) -> Headers:
@@ -124,34 +133,36 @@ def response_headers(metadata: MetadataLike | None) -> Headers:
 
 def trailers(
     status: Status, message: str | None = None, metadata: MetadataLike | None = None
-) -> list[tuple[str, str]]:
+) -> Headers:
     """The headers that end an answer."""
+    if status is Status.OK and not message and not metadata:
+        return _OK
     result = [("grpc-status", str(int(status)))]
     if message:
         result.append(("grpc-message", _encode_status_message(message)))
     if metadata:
         result.extend(encode_metadata(metadata))
-    return result
+    return tuple(result)
 
 
 def trailers_only(
     status: Status, message: str | None = None, metadata: MetadataLike | None = None
-) -> list[tuple[str, str]]:
+) -> Headers:
     """The headers of an answer that is nothing but a status."""
-    return [
+    return (
         (":status", "200"),
         ("content-type", CONTENT_TYPE),
         *trailers(status, message, metadata),
-    ]
+    )
 
 
 def decode_metadata(headers: Headers) -> Metadata:
     """The metadata among the headers of an answer."""
-    metadata: Metadata = MultiDict()
+    metadata: list[tuple[str, str | bytes]] = []
     for name, value in headers:
         if not name.startswith((":", "grpc-")) and name not in _NOT_METADATA:
             _add_metadata(metadata, name, value)
-    return metadata
+    return MultiDict(metadata)
 
 
 def error_in_response(headers: Headers) -> AnyServeError | None:
@@ -196,9 +207,9 @@ def encode_timeout(seconds: float) -> str:
     return f"{min(int(seconds), 10**8 - 1)}S"
 
 
-def _add_metadata(metadata: Metadata, name: str, value: str) -> None:
+def _add_metadata(metadata: list[tuple[str, str | bytes]], name: str, value: str) -> None:
     if not name.endswith("-bin"):
-        metadata.add(name, value)
+        metadata.append((name, value))
         return
     # Binary values may come padded or not, and several of them joined by commas.
     for part in value.split(","):
@@ -207,11 +218,11 @@ def _add_metadata(metadata: Metadata, name: str, value: str) -> None:
             decoded = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
         except (binascii.Error, ValueError) as error:
             raise InvalidArgument(f"metadata {name!r} is not base64") from error
-        metadata.add(name, decoded)
+        metadata.append((name, decoded))
 
 
 def _http(http_status: str, message: str) -> Headers:
-    return [(":status", http_status), *trailers_only(Status.UNKNOWN, message)[1:]]
+    return ((":status", http_status), *trailers_only(Status.UNKNOWN, message)[1:])
 
 
 def _encode_status_message(message: str) -> str:

@@ -64,10 +64,10 @@ class ServerStream(Protocol):
     async def recv_message(self) -> Any:
         """The next message, or None once the client has ended its side.
 
-        Waits for the client. Cancelled, it may lose a message that was partly received: the call
-        is then good for nothing but to be ended. Raises `InvalidArgument` for a message that is
-        cut short or cannot be parsed, and for a unary request that ends without a message, and
-        `ResourceExhausted` for one over the limit.
+        Waits for the client, where the message is not here yet. Cancelled, it may lose a message
+        that was partly received: the call is then good for nothing but to be ended. Raises
+        `InvalidArgument` for a message that is cut short or cannot be parsed, and for a unary
+        request that ends without a message, and `ResourceExhausted` for one over the limit.
         """
         ...
 
@@ -76,9 +76,10 @@ class ServerStream(Protocol):
     async def send_message(self, message: Any) -> None:
         """Send one message; several tasks may do so at once, each message stays whole.
 
-        Waits while the client does not read, which is how a slow client holds its handler. A unary
-        reply is kept, and goes out in one write with the status when the handler returns.
-        Cancelled before it has waited, nothing is sent; later, the call can only be ended.
+        Waits while the client does not read, which is how a slow client holds its handler, and
+        returns without a turn of the loop where there is room. A unary reply is kept, and goes
+        out in one write with the status when the handler returns. Cancelled before it has waited,
+        nothing is sent; later, the call can only be ended.
         """
         ...
 

@@ -24,11 +24,20 @@ class WireStream(Protocol):
         """
         ...
 
+    def send_now(
+        self,
+        headers: Headers | None = None,
+        data: tuple[bytes, ...] = (),
+        trailers: Headers | None = None,
+        end: bool = False,
+    ) -> bool:
+        """What `send` does, where nothing has to be waited for; False, and nothing sent, else."""
+        ...
+
     async def send(
         self,
-        *,
         headers: Headers | None = None,
-        data: bytes = b"",
+        data: tuple[bytes, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> None:

@@ -17,8 +17,9 @@ from h2.connection import H2Connection
 
 from anyserve.errors import NotFound
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.grpclib_server import Server, serve
+from anyserve.transport.grpclib_server import serve
 from anyserve.transport.rpc import Limits, ServerStream
+from anyserve.transport.server import Server
 
 
 class Probe:

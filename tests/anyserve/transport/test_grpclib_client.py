@@ -78,7 +78,7 @@ async def test_a_lost_connection_is_unavailable_and_the_next_call_connects_again
         async with trio.open_nursery() as calls:
             calls.start_soon(hang)
             await live.probe.started.wait()
-            for connection in tuple(live.server._connections):
+            for connection in tuple(live.server.connections):
                 connection.protocol._transport.abort()
         assert [type(error) for error in failures] == [Unavailable]
         assert await channel.unary("/test.Probe/Echo", b"again", bytes) == b"again"
@@ -193,7 +193,12 @@ async def test_calls_wait_for_room_where_the_server_allows_few():
 
 async def scripted(listener: trio.SocketListener, answer: Any) -> None:
     """A server that answers each call by `answer(h2, stream_id)`."""
-    stream = await listener.accept()
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(scripted_connection, await listener.accept(), answer)
+
+
+async def scripted_connection(stream: trio.SocketStream, answer: Any) -> None:
     async with stream:
         h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         h2.initiate_connection()

@@ -27,7 +27,8 @@ from anyserve.errors import (
 )
 from anyserve.transport.address import TcpAddress, UnixAddress
 from anyserve.transport.grpclib_client import Channel, open_channel
-from anyserve.transport.grpclib_server import CannotListen, serve
+from anyserve.transport.grpclib_server import serve
+from anyserve.transport.listening import CannotListen
 
 MIB = 1024 * 1024
 
@@ -307,7 +308,7 @@ async def test_a_unix_socket_is_private_and_is_removed_at_the_end(live: Any, tmp
 
 async def test_accepted_and_dialled_sockets_have_nodelay(live: Any, channel: Channel):
     await call(channel, "Echo")
-    protocols = [connection.protocol for connection in live.server._connections]
+    protocols = [connection.protocol for connection in live.server.connections]
     protocols += [connection.protocol for connection in channel._open]
     assert len(protocols) == 2
     for protocol in protocols:

@@ -14,9 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyserve.errors import AnyServeError, Internal, InvalidArgument, ResourceExhausted
-from anyserve.transport.framing import MessageReader, pack
+from anyserve.transport.framing import MessageReader
+from anyserve.transport.framing import pack as parts
 
 MIB = 1024 * 1024
+
+
+def pack(message: bytes) -> bytes:
+    return b"".join(parts(message))
 
 
 def compressed(message: bytes, encoding: str) -> bytes:

@@ -1,0 +1,29 @@
+"""Sockets as gRPC wants them, on either side: without delay, and kept alive."""
+
+from __future__ import annotations
+
+import socket
+
+_IDLE_SECONDS = 60
+_PROBE_SECONDS = 20
+
+
+def prepare(sock: socket.socket) -> None:
+    """Set a TCP socket's options; raises OSError for a peer that has gone again already."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer whose machine has vanished would hold its calls for ever.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
+
+
+def peer_name(name: object) -> str:
+    """Who is at the other end, by what `getpeername` says: `host:port`, or `unix`."""
+    if not isinstance(name, tuple):
+        # A TCP peer that has gone again has no name.
+        return "unknown" if name is None else "unix"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
