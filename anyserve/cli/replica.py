@@ -19,7 +19,7 @@ from anyserve.engines import BUILTINS
 from anyserve.offers import Offer
 from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
-from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig, open_replica
+from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig
 from anyserve.replica.repository import Plan, StartError
 from anyserve.transport.listening import CannotListen
 from anyserve.transport.rpc import MIB, Limits
@@ -136,18 +136,19 @@ async def _serve(config: ReplicaConfig) -> None:
     began = time.monotonic()
     loading = config.plan.wanted or [app.target for app in config.plan.apps]
     _say(f"anyserve {__version__}: loading {', '.join(loading)}")
-    stopping = trio.Event()
+    replica = Replica(config)
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            watch = _Signals(stopping, nursery.cancel_scope)
-            await nursery.start(watch.run)
-            async with open_replica(config) as replica:
-                watch.replica = replica
-                _announce(replica, time.monotonic() - began)
-                await stopping.wait()
-                _say(f"draining: {replica.dispatcher.in_flight} requests in flight")
-                await replica.drain()
+            signals = _Signals(replica)
+            await nursery.start(signals.run)
+            with signals.scope:
+                async with replica.running():
+                    _announce(replica, time.monotonic() - began)
+                    signals.serving = True
+                    await signals.stopping.wait()
+                    _say(f"draining: {replica.dispatcher.in_flight} requests in flight")
+                    await replica.drain()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         failure = group
@@ -161,21 +162,27 @@ async def _serve(config: ReplicaConfig) -> None:
 class _Signals:
     """The first signal drains, or gives up loading; the second stops at once."""
 
-    def __init__(self, stopping: trio.Event, scope: trio.CancelScope) -> None:
-        self.replica: Replica | None = None
-        self._stopping = stopping
-        self._scope = scope
+    def __init__(self, replica: Replica) -> None:
+        self.stopping = trio.Event()
+        """Set by the first signal."""
+        self.scope = trio.CancelScope()
+        """Around the replica's life."""
+        self.serving = False
+        """Whether it has loaded, so that there is something to drain."""
+        self._replica = replica
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take signals until cancelled."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for _ in signals:
-                if self.replica is None or self._stopping.is_set():
-                    if self.replica is not None:
-                        self.replica.kill_workers()
-                    self._scope.cancel()
-                    return
-                self._stopping.set()
+                if self.stopping.is_set():
+                    self._replica.kill_workers()
+                    self.scope.cancel()
+                elif not self.serving:
+                    _say("stopping")
+                    self.scope.cancel()
+                self.stopping.set()
 
 
 def _announce(replica: Replica, seconds: float) -> None:

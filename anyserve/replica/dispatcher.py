@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 
@@ -34,6 +35,7 @@ class Dispatcher(Actor[None]):
         self._matches: dict[str, list[Pool]] = {}
         self._in_flight = 0
         self._draining = False
+        self._accepting: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._idle.set()
 
@@ -148,9 +150,23 @@ class Dispatcher(Actor[None]):
         """Run `call`: an async context manager that holds its slot and ends it."""
         return Execution(self, call)
 
+    @contextmanager
+    def accepting(self) -> Iterator[trio.CancelScope]:
+        """A scope for reading requests, cancelled once no more are taken."""
+        with trio.CancelScope() as scope:
+            if self._draining:
+                scope.cancel()
+            self._accepting.add(scope)
+            try:
+                yield scope
+            finally:
+                self._accepting.discard(scope)
+
     async def drain(self) -> None:
         """Take no more requests and wait until those in flight have ended; the caller bounds it."""
         self._draining = True
+        for scope in self._accepting:
+            scope.cancel()
         await self._idle.wait()
 
     def _begin(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import attrs
@@ -85,6 +86,10 @@ class Inference:
             regions=self._find_regions(head.head),
         )
         return Accepted(call, offer, head, call.deadline < stream.deadline)
+
+    def accepting(self) -> AbstractContextManager[trio.CancelScope]:
+        """A scope that is cancelled once the replica drains."""
+        return self._dispatcher.accepting()
 
     async def run(
         self, accepted: Accepted, consume: Callable[[Execution], Awaitable[Result]]

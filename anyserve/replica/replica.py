@@ -18,7 +18,6 @@ from anyserve_actors import (
     Policy,
     Supervisor,
     Tree,
-    open_tree,
 )
 from anyserve_actors.asyncio_bridge import Bridge, open_bridge
 
@@ -122,11 +121,11 @@ class Listener(Actor[None]):
 
 
 class Replica:
-    """A replica that runs; see `open_replica`."""
+    """A replica: made at once, it serves inside `async with replica.running()`."""
 
-    def __init__(self, config: ReplicaConfig, bridge: Bridge) -> None:
+    def __init__(self, config: ReplicaConfig) -> None:
         self._config = config
-        self._bridge = bridge
+        self._bridge: Bridge
         self._objects = ObjectPlane()
         self._workers = Supervisor()
         self._health = HealthState()
@@ -155,7 +154,19 @@ class Replica:
             ],
             Policy(max_restarts=0),
         )
-        self._tree: Tree | None = None
+        self._tree = Tree("replica", self._root)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run it for the time of the block, which begins when everything has loaded.
+
+        Loading takes as long as it takes; the caller's scope bounds it. Raises `StartError` and
+        `CannotListen` when it can't start, and what failed when it can't go on, which also cancels
+        the block. Leaving the block ends the workers, each within some seconds.
+        """
+        async with open_bridge() as self._bridge, self._tree.running():
+            self._update_health()
+            yield
 
     @property
     def address(self) -> TcpAddress:
@@ -168,18 +179,22 @@ class Replica:
 
     def snapshot(self, now: float) -> Node:
         """Its actors as they are at `now`."""
-        assert self._tree is not None
         return self._tree.snapshot(now)
 
     async def drain(self) -> None:
-        """Take no more requests and wait for those in flight, for the drain timeout at most."""
+        """Take no more requests and wait for those in flight, for the drain timeout at most.
+
+        It goes on listening, so that whoever asks hears that it drains. Those who watch its health
+        are let go in the end.
+        """
+        assert self._ingress is not None
+        assert self._ingress.server is not None
         self._draining = True
         self._update_health()
         with trio.move_on_after(self._config.drain_timeout):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.dispatcher.drain)
-                if self._ingress is not None and self._ingress.server is not None:
-                    nursery.start_soon(self._ingress.server.drain)
+            await self.dispatcher.drain()
+            self._health.end()
+            await self._ingress.server.drain()  # answers that are still being read
 
     def kill_workers(self) -> None:
         """End every worker at once, with what it runs."""
@@ -225,19 +240,3 @@ class Replica:
             dispatcher=self.dispatcher,
         )
         return Listener([service], UnixAddress(str(path)), Limits(), self._bridge)
-
-
-@asynccontextmanager
-async def open_replica(config: ReplicaConfig) -> AsyncIterator[Replica]:
-    """Run a replica for the time of the block, which begins when everything has loaded.
-
-    Loading takes as long as it takes; the caller's scope bounds it. Raises `StartError` and
-    `CannotListen` when it can't start, and what failed when it can't go on, which also cancels the
-    block. Leaving the block ends the workers, each within some seconds.
-    """
-    async with open_bridge() as bridge:
-        replica = Replica(config, bridge)
-        async with open_tree("replica", replica._root) as tree:
-            replica._tree = tree
-            replica._update_health()
-            yield replica

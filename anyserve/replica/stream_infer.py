@@ -11,7 +11,7 @@ from anyserve_protos.inference import (
     ModelStreamInferResponse,
 )
 
-from anyserve.errors import AnyServeError
+from anyserve.errors import AnyServeError, Unavailable
 from anyserve.replica.dispatcher import Execution
 from anyserve.replica.inference import Accepted, Inference, scan
 from anyserve.transport.rpc import ServerStream
@@ -47,19 +47,26 @@ class StreamedInference:
         self._room = trio.Semaphore(IN_FLIGHT_LIMIT, max_value=IN_FLIGHT_LIMIT)
 
     async def run(self) -> None:
-        """Serve until the client has ended the stream and everything that is due is sent."""
+        """Serve until the client has ended the stream and everything that is due is sent.
+
+        Once the replica drains, no more requests are read, and the stream ends after the answers
+        to those before: raises `Unavailable`.
+        """
         turn = trio.Event()
         turn.set()
         async with trio.open_nursery() as nursery:
-            while (body := await self._stream.recv_message()) is not None:
-                await self._room.acquire()
-                accepted = self._accept(body)
-                if isinstance(accepted, Accepted) and accepted.offer.decoupled:
-                    nursery.start_soon(self._decoupled, accepted)
-                else:
-                    following = trio.Event()
-                    nursery.start_soon(self._ordered, accepted, turn, following)
-                    turn = following
+            with self._inference.accepting() as scope:
+                while (body := await self._stream.recv_message()) is not None:
+                    await self._room.acquire()
+                    accepted = self._accept(body)
+                    if isinstance(accepted, Accepted) and accepted.offer.decoupled:
+                        nursery.start_soon(self._decoupled, accepted)
+                    else:
+                        following = trio.Event()
+                        nursery.start_soon(self._ordered, accepted, turn, following)
+                        turn = following
+        if scope.cancelled_caught:
+            raise Unavailable("the replica is draining")
 
     def _accept(self, body: bytes) -> Accepted | bytes:
         """The request, matched; or the response that says what is wrong with it."""

@@ -19,6 +19,8 @@ _Status = pb.HealthCheckResponseServingStatus
 class HealthState:
     """Who serves, by name; the empty name is the server as a whole."""
 
+    ended: bool = attrs.field(init=False, default=False)
+    """Nothing will change any more."""
     _serving: dict[str, bool] = attrs.field(init=False, factory=dict)
     _changed: trio.Event = attrs.field(init=False, factory=trio.Event)
 
@@ -26,8 +28,12 @@ class HealthState:
         """Say whether `name` serves; watchers hear of it when that is new."""
         if self._serving.get(name) is not serving:
             self._serving[name] = serving
-            changed, self._changed = self._changed, trio.Event()
-            changed.set()
+            self._notify()
+
+    def end(self) -> None:
+        """Let watchers go, for a server that stops."""
+        self.ended = True
+        self._notify()
 
     def get(self, name: str) -> bool | None:
         """Whether `name` serves; None for a name that is unknown."""
@@ -36,6 +42,10 @@ class HealthState:
     async def next_change(self) -> None:
         """Wait until something is new; the caller's scope bounds it."""
         await self._changed.wait()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
 
 class HealthService:
@@ -61,13 +71,13 @@ class HealthService:
         await stream.send_message(pb.HealthCheckResponse(status=_status(serving)))
 
     async def watch(self, stream: ServerStream) -> None:
-        """The state now and whenever it changes, until the client has enough.
+        """The state now and whenever it changes, until the client has enough or the server ends.
 
         An unknown name is SERVICE_UNKNOWN and may become known, as the protocol says.
         """
         request: pb.HealthCheckRequest = await stream.recv_message()
         sent: _Status | None = None
-        while True:
+        while not self._state.ended:
             status = _status(self._state.get(request.service))
             if status != sent:
                 await stream.send_message(pb.HealthCheckResponse(status=status))

@@ -88,25 +88,41 @@ async def _handshake(channel: FrameChannel) -> None:
 async def _run_app(channel: FrameChannel, name: str, app: App, arena: Arena) -> None:
     ready = False
     try:
-        with trio.CancelScope() as life:
+        async with trio.open_nursery() as nursery:
+            life, loading = nursery.cancel_scope, trio.CancelScope()
+            nursery.start_soon(_cancel_at_end, channel, loading, life)
             async with app.running():
+                loading.cancel()
                 ready = True
-                handlers = app.handlers
-                offers = [handler.offer.to_json() for handler in handlers]
-                channel.send(frames.encode_json(Kind.READY, offers))
-                await channel.flush()
-                session = Session(name, channel, handlers, arena)
-                watchdog = Watchdog(handlers, lambda: session.running)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(watchdog.run)
-                    await session.run()
-                    nursery.cancel_scope.cancel()
+                await _serve_app(channel, name, app, arena)
                 life.deadline = trio.current_time() + UNLOAD_TIMEOUT
     except Exception as error:
         if ready:
             raise
         log.debug("loading failed", exc_info=True)
         await _fail(channel, f"{name} can't load its app: {_one_line(error)}")
+
+
+async def _cancel_at_end(
+    channel: FrameChannel, loading: trio.CancelScope, life: trio.CancelScope
+) -> None:
+    """Until the app has loaded, nothing comes over the link but its end, which ends loading."""
+    with loading:
+        await channel.receive()
+        life.cancel()
+
+
+async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -> None:
+    """Say that the app has loaded, and serve it until the replica closes the link."""
+    handlers = app.handlers
+    channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
+    await channel.flush()
+    session = Session(name, channel, handlers, arena)
+    watchdog = Watchdog(handlers, lambda: session.running)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.run)
+        await session.run()
+        nursery.cancel_scope.cancel()
 
 
 def _one_line(error: Exception) -> str:

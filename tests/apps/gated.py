@@ -17,10 +17,14 @@ GATE = Path(os.environ.get("ANYSERVE_TEST_GATE", "gate"))
 
 @app.lifespan
 async def load(app: App) -> AsyncIterator[None]:
-    """`GATE.loading` says that it waits."""
-    GATE.with_suffix(".loading").write_text(str(os.getpid()))
-    while not GATE.exists():  # noqa: ASYNC110 - another process makes it
-        await trio.sleep(0.01)
+    """`GATE.loading` is there while it waits."""
+    loading = GATE.with_suffix(".loading")
+    loading.write_text(str(os.getpid()))
+    try:
+        while not GATE.exists():  # noqa: ASYNC110 - another process makes it
+            await trio.sleep(0.01)
+    finally:
+        loading.unlink()
     yield
 
 
