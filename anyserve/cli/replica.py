@@ -88,12 +88,12 @@ def run(options: argparse.Namespace) -> int:
     try:
         trio.run(_serve, config)
     except (StartError, CannotListen, PermissionError) as error:
-        print(f"anyserve: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except RestartIntensityExceeded as error:
         while isinstance(error.__cause__, RestartIntensityExceeded):
             error = error.__cause__
-        print(f"anyserve: the replica can't go on: {error}", file=sys.stderr)
+        _complain(f"the replica can't go on: {error}")
         return 3
     return 0
 
@@ -218,6 +218,11 @@ def _example(offers: Sequence[Offer]) -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _complain(error: object) -> None:
+    """One line, whatever an app's own error has in it."""
+    print("anyserve:", " ".join(str(error).split()), file=sys.stderr)
 
 
 def _names(text: str) -> tuple[str, ...]:

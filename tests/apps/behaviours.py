@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -232,3 +233,9 @@ async def until(request: Request, context: Context) -> Response:
     """Says that it runs by making `file`, then as `wait`."""
     Path(request["file"][0].decode()).write_text(str(os.getpid()))
     return await wait(request, context)
+
+
+@app.capability("environment")
+async def environment(request: Request, context: Context) -> Response:
+    """Where the worker's interpreter has its packages."""
+    return Response(outputs={"prefix": sys.prefix})
