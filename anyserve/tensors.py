@@ -27,6 +27,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 MAX_DIMENSIONS = 64
 """As many as numpy has."""
+MAX_STRINGS = 1 << 18
+"""Elements of BYTES in the raw inputs of a request: each becomes a Python object."""
 
 _REGION = "shared_memory_region"
 _MAX_ELEMENTS = (1 << 63) // 8 - 1
@@ -215,6 +217,7 @@ def decode_inputs(
     naming the input, or what else is wrong.
     """
     arrays: dict[str, Array] = {}
+    strings = 0
     unused = iter(raw)
     if raw:
         expected = sum(_REGION not in tensor.parameters for tensor in request.inputs)
@@ -232,8 +235,13 @@ def decode_inputs(
         in_region = _REGION in tensor.parameters
         if raw or in_region:
             _refuse_typed(tensor, "in shared memory" if in_region else "raw")
-            data = shared[name] if in_region else next(unused)
-            arrays[name] = decode_raw(f"input {name!r}", tensor.datatype, tensor.shape, data)
+            layout = Layout.of(f"input {name!r}", tensor.datatype, tensor.shape)
+            strings += layout.count if layout.datatype == "BYTES" else 0
+            if strings > MAX_STRINGS:
+                raise InvalidArgument(
+                    f"input {name!r}: the request has over {MAX_STRINGS} elements of BYTES"
+                )
+            arrays[name] = layout.decode(shared[name] if in_region else next(unused))
         else:
             arrays[name] = _decode_typed(tensor)
     return arrays

@@ -12,12 +12,12 @@ import trio
 from anyserve_protos.infer_wire import (
     InferRequestHead,
     WireError,
-    decode_head,
     join_response,
     scan_request,
+    scan_tensor_parameters,
 )
 
-from anyserve.capability import check_name, need_of
+from anyserve.capability import Attribute, check_name, need_of
 from anyserve.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -35,6 +35,7 @@ from anyserve.transport.rpc import ServerStream
 Result = TypeVar("Result")
 
 _REGION = "shared_memory_region"
+_BYTE_SIZE = "shared_memory_byte_size"
 _MAX_TIMEOUT_US = 2**53
 MAX_HEAD = 16 << 20
 """Bytes of a request without its raw contents. Typed contents become Python numbers, at some 40
@@ -55,11 +56,11 @@ class Accepted:
 class Inference:
     """Reads requests as far as they must be read here, and runs them through the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, regions: Regions, max_tensor_bytes: int) -> None:
-        """max_tensor_bytes: of one tensor in a client's shared memory."""
+    def __init__(self, dispatcher: Dispatcher, regions: Regions, max_shared_bytes: int) -> None:
+        """max_shared_bytes: that a request may have in its client's shared memory."""
         self._dispatcher = dispatcher
         self._regions = regions
-        self._max_bytes = max_tensor_bytes
+        self._max_shared_bytes = max_shared_bytes
         self._numbers = itertools.count(1)
 
     def accept(self, head: InferRequestHead, stream: ServerStream) -> Accepted:
@@ -119,15 +120,23 @@ class Inference:
         """The registered regions that the tensors of a request name, ready to be sent on."""
         if _REGION.encode() not in head:
             return {}
-        request = _decode(head)
+        try:
+            tensors = scan_tensor_parameters(head)
+        except WireError as error:
+            raise InvalidArgument(f"the message is no ModelInferRequest: {error}") from error
         found = {}
-        for tensor in (*request.inputs, *request.outputs):
-            if _REGION in tensor.parameters:
-                name = tensor.parameters[_REGION].string_param
-                if name:
-                    region = self._regions.find(name)
-                    _check_size(tensor, region, self._max_bytes)
-                    found[name] = attrs.asdict(region)
+        total = 0
+        for tensor, parameters in tensors:
+            name = parameters.get(_REGION)
+            if isinstance(name, str) and name:
+                region = self._regions.find(name)
+                found[name] = attrs.asdict(region)
+                total += _size_in(region, parameters)
+                if total > self._max_shared_bytes:
+                    raise ResourceExhausted(
+                        f"tensor {tensor!r}: the request has over {self._max_shared_bytes} bytes in"
+                        " shared memory"
+                    )
         return found
 
 
@@ -160,21 +169,10 @@ def take(reply: Reply) -> bytes:
         reply.release()
 
 
-def _check_size(tensor: Any, region: RegionRef, limit: int) -> None:
-    """Refuse what would be copied and is too much; a range that is none is for the worker."""
-    size = tensor.parameters.get("shared_memory_byte_size")
-    if size is not None and limit < (size.int64_param or 0) <= region.byte_size:
-        raise ResourceExhausted(
-            f"tensor {tensor.name!r}: {size.int64_param} bytes of shared memory are over the"
-            f" limit of {limit}"
-        )
-
-
-def _decode(head: bytes) -> Any:
-    try:
-        return decode_head(head)
-    except ValueError as error:
-        raise InvalidArgument(f"the message is no ModelInferRequest: {error}") from error
+def _size_in(region: RegionRef, parameters: Mapping[str, Attribute]) -> int:
+    """The bytes that a tensor has in its region; a size that can't be is for the worker."""
+    size = parameters.get(_BYTE_SIZE)
+    return size if isinstance(size, int) and 0 < size <= region.byte_size else 0
 
 
 def _check_version(offer: Offer, version: str) -> None:

@@ -34,36 +34,54 @@ Message = TypeVar("Message", bound=betterproto2.Message)
 
 MAX_DEPTH = 100
 """Messages inside one another, as in Google's parsers."""
+MAX_FIELDS = 1 << 18
+"""Fields of a message and of those inside it, together; packed numbers are one. Each costs up to a
+few microseconds, in which an event loop does nothing else."""
 
 _SHORT = 128
 """Packed varints in up to so many bytes are read one by one, which is then the faster way."""
 _CHUNK = 1 << 16
 """Longer ones are read in parts of so many bytes, since the arrays on the way are larger."""
 
-Store: TypeAlias = Callable[[Any, bytes, int, int, int], None]
-"""Puts a field into a message, from (message, data, first, last, depth) with the positions that
+
+@attrs.define
+class _Walk:
+    """Where a decoder is, and how much it may still read."""
+
+    depth: int = 0
+    room: int = MAX_FIELDS
+
+
+Store: TypeAlias = Callable[[Any, bytes, int, int, _Walk], None]
+"""Puts a field into a message, from (message, data, first, last, walk) with the positions that
 `wire.fields` gives."""
 
 
 def decode(message_type: type[Message], data: Buffer) -> Message:
-    """The message of `message_type` in `data`; raises `WireError` when it is none.
+    """The message of `message_type` in `data`.
 
-    Takes time in proportion to `data`.
+    Takes time in proportion to its packed numbers and to its fields, of which there are at most
+    `MAX_FIELDS`. Raises `WireError` for more, and when `data` is no such message.
     """
     message = message_type()
     data = bytes(data)
-    _decode_into(message, data, 0, len(data), 0)
+    _decode_into(message, data, 0, len(data), _Walk())
     return message
 
 
-def _decode_into(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
-    if depth > MAX_DEPTH:
+def _decode_into(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
+    if walk.depth > MAX_DEPTH:
         raise WireError(f"messages are nested more than {MAX_DEPTH} deep")
+    walk.depth += 1
     stores = _stores(message.__class__)
     for tag, start, stop in fields(data, first, last):
+        walk.room -= 1
+        if walk.room < 0:
+            raise WireError(f"the message has more than {MAX_FIELDS} fields")
         store = stores.get(tag)
         if store is not None:
-            store(message, data, start, stop, depth)
+            store(message, data, start, stop, walk)
+    walk.depth -= 1
 
 
 @cache
@@ -99,29 +117,29 @@ def _stores(message_type: Any) -> dict[int, Store]:
 
 
 def _choose(others: list[str], store: Store) -> Store:
-    def choose(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def choose(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         for other in others:
             setattr(message, other, None)
-        store(message, data, first, last, depth)
+        store(message, data, first, last, walk)
 
     return choose
 
 
 def _merge_message(name: str, part_type: type[betterproto2.Message]) -> Store:
-    def merge(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def merge(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         part = getattr(message, name)
         if part is None:
             part = part_type()
             setattr(message, name, part)
-        _decode_into(part, data, first, last, depth + 1)
+        _decode_into(part, data, first, last, walk)
 
     return merge
 
 
 def _append_message(name: str, part_type: type[betterproto2.Message]) -> Store:
-    def append(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def append(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         part = part_type()
-        _decode_into(part, data, first, last, depth + 1)
+        _decode_into(part, data, first, last, walk)
         getattr(message, name).append(part)
 
     return append
@@ -130,9 +148,9 @@ def _append_message(name: str, part_type: type[betterproto2.Message]) -> Store:
 def _store_entry(
     name: str, entry_type: type[betterproto2.Message], value_type: Callable[[], Any]
 ) -> Store:
-    def store(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def store(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         entry: Any = entry_type()
-        _decode_into(entry, data, first, last, depth + 1)
+        _decode_into(entry, data, first, last, walk)
         # Only a message can be None: the entry has a key alone.
         value = value_type() if entry.value is None else entry.value
         getattr(message, name)[entry.key] = value
@@ -154,7 +172,7 @@ class _Scalar:
 def _set_scalar(name: str, scalar: _Scalar) -> Store:
     read = scalar.read
 
-    def store(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def store(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         setattr(message, name, read(data, first, last))
 
     return store
@@ -163,14 +181,14 @@ def _set_scalar(name: str, scalar: _Scalar) -> Store:
 def _append_scalar(name: str, scalar: _Scalar) -> Store:
     read = scalar.read
 
-    def append(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def append(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         getattr(message, name).append(read(data, first, last))
 
     return append
 
 
 def _extend(name: str, unpack: Callable[[bytes, int, int], list[Any]]) -> Store:
-    def extend(message: Any, data: bytes, first: int, last: int, depth: int) -> None:
+    def extend(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
         getattr(message, name).extend(unpack(data, first, last))
 
     return extend

@@ -26,18 +26,22 @@ __all__ = [
     "join_request",
     "join_response",
     "scan_request",
+    "scan_tensor_parameters",
     "stream_response",
 ]
 
 Parameter: TypeAlias = bool | int | float | str
 
 MAX_FIELDS = 16_384
-"""Parameters, inputs, outputs and raw contents that a request may have, together. Without it, one
-message of empty fields would hold the event loop for minutes."""
+"""Fields that are read of a request, together: inputs, outputs and raw contents, and some four for
+each parameter. Without it, one message of empty fields would hold the event loop for minutes."""
+
+_TOO_MANY = f"the message has more than {MAX_FIELDS} fields"
 
 # Tags: a field's number and wire type. 1 to 4 are the same in request and response.
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS = 0x0A, 0x12, 0x1A, 0x22
-_RAW_INPUT, _RAW_OUTPUT = 0x3A, 0x32
+_INPUT, _OUTPUT, _RAW_INPUT, _RAW_OUTPUT = 0x2A, 0x32, 0x3A, 0x32
+_TENSOR_NAME, _INPUT_PARAMETERS, _OUTPUT_PARAMETERS = 0x0A, 0x22, 0x12
 _KEY, _VALUE = 0x0A, 0x12
 _BOOL, _INT64, _STRING, _DOUBLE, _UINT64 = 0x08, 0x10, 0x1A, 0x21, 0x28
 _INFER_RESPONSE = 0x12
@@ -72,9 +76,11 @@ def scan_request(body: bytes) -> InferRequestHead:
     view = memoryview(body)
     pieces: list[bytes] = []
     kept = end = 0  # the head goes on at `kept`; the field before ends at `end`
-    for count, (tag, first, last) in enumerate(fields(body, 0, len(body))):
-        if count == MAX_FIELDS:
-            raise WireError(f"the message has more than {MAX_FIELDS} fields")
+    room = MAX_FIELDS
+    for tag, first, last in fields(body, 0, len(body)):
+        room -= 1
+        if room < 0:
+            raise WireError(_TOO_MANY)
         if tag == _RAW_INPUT:
             raw.append(view[first:last])
             if kept < end:
@@ -83,7 +89,7 @@ def scan_request(body: bytes) -> InferRequestHead:
         elif tag == _MODEL_NAME:
             name = text(body, first, last)
         elif tag == _PARAMETERS:
-            _scan_parameter(body, first, last, parameters)
+            room = _scan_parameter(body, first, last, parameters, room)
         elif tag == _ID:
             identity = text(body, first, last)
         elif tag == _MODEL_VERSION:
@@ -95,15 +101,54 @@ def scan_request(body: bytes) -> InferRequestHead:
     return InferRequestHead(name, version, identity, parameters, head, raw)
 
 
-def _scan_parameter(body: bytes, first: int, last: int, parameters: dict[str, Parameter]) -> None:
-    """Note one entry of the parameters; a later one of the same key counts alone."""
+def scan_tensor_parameters(head: bytes) -> list[tuple[str, dict[str, Parameter]]]:
+    """The name and the parameters of each input and requested output, in order.
+
+    Contents are not looked into. Raises `WireError` when the message is malformed as far as it is
+    read, or when that is more than `MAX_FIELDS` fields.
+    """
+    tensors: list[tuple[str, dict[str, Parameter]]] = []
+    room = MAX_FIELDS
+    for tag, first, last in fields(head, 0, len(head)):
+        room -= 1
+        if room < 0:
+            raise WireError(_TOO_MANY)
+        if tag in (_INPUT, _OUTPUT):
+            name = ""
+            parameters: dict[str, Parameter] = {}
+            entry = _INPUT_PARAMETERS if tag == _INPUT else _OUTPUT_PARAMETERS
+            for part, start, stop in fields(head, first, last):
+                room -= 1
+                if room < 0:
+                    raise WireError(_TOO_MANY)
+                if part == _TENSOR_NAME:
+                    name = text(head, start, stop)
+                elif part == entry:
+                    room = _scan_parameter(head, start, stop, parameters, room)
+            tensors.append((name, parameters))
+    return tensors
+
+
+def _scan_parameter(
+    body: bytes, first: int, last: int, parameters: dict[str, Parameter], room: int
+) -> int:
+    """Note one entry of the parameters; a later one of the same key counts alone.
+
+    room: how many fields may be read. Returns how many may be after this.
+    """
     key = ""
     value: Parameter | None = None
     for tag, start, stop in fields(body, first, last):
+        room -= 1
+        if room < 0:
+            raise WireError(_TOO_MANY)
         if tag == _KEY:
             key = text(body, start, stop)
         elif tag == _VALUE:
             for choice, inner, inner_stop in fields(body, start, stop):
+                room -= 1
+                if room < 0:
+                    raise WireError(_TOO_MANY)
                 if choice == _BOOL:
                     value = inner != 0
                 elif choice == _INT64:
@@ -118,6 +163,7 @@ def _scan_parameter(body: bytes, first: int, last: int, parameters: dict[str, Pa
         parameters.pop(key, None)
     else:
         parameters[key] = value
+    return room
 
 
 def decode_head(head: Buffer) -> ModelInferRequest:

@@ -10,7 +10,7 @@ import betterproto2
 import numpy as np
 import pytest
 from anyserve_protos.anyserve.v1 import Node
-from anyserve_protos.codec import MAX_DEPTH, decode
+from anyserve_protos.codec import MAX_DEPTH, MAX_FIELDS, decode
 from anyserve_protos.grpc.health.v1 import HealthCheckResponse
 from anyserve_protos.wire import WireError
 from google.protobuf import message_factory
@@ -165,6 +165,22 @@ def test_messages_nest_up_to_a_bound() -> None:
         (node,) = node.children
     with pytest.raises(WireError, match="nested"):
         decode(Node, nested(MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"\x0a\x00", b"\x2a\x00", b"\x2a\x02\x18\x01", b"\x22\x02\x0a\x00", b"\xf8\x07\x00"],
+    ids=["strings", "messages", "inside messages", "map entries", "unknown"],
+)
+def test_the_fields_of_a_message_are_bounded_together(part: bytes) -> None:
+    decode(pb.ModelInferRequest, part * (MAX_FIELDS // 2))
+    with pytest.raises(WireError, match="262144 fields"):
+        decode(pb.ModelInferRequest, part * (MAX_FIELDS + 1) + b"\x02")
+
+
+def test_packed_numbers_are_one_field() -> None:
+    contents = pb.InferTensorContents(fp32_contents=[1.5] * (MAX_FIELDS + 1))
+    assert decode(pb.InferTensorContents, bytes(contents)) == contents
 
 
 def test_any_flat_buffer_can_be_decoded() -> None:

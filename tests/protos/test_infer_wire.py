@@ -15,6 +15,7 @@ from anyserve_protos.infer_wire import (
     join_request,
     join_response,
     scan_request,
+    scan_tensor_parameters,
     stream_response,
 )
 from anyserve_protos.inference import (
@@ -24,6 +25,7 @@ from anyserve_protos.inference import (
     ModelInferResponse,
     ModelStreamInferResponse,
 )
+from anyserve_protos.wire import encode_varint
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,8 @@ def requests(draw: st.DrawFn) -> Any:
     for name in draw(st.lists(TEXT, max_size=3)):
         tensor = request.inputs.add(name=name, datatype="INT32", shape=draw(SHAPES))
         tensor.contents.int_contents.extend(draw(st.lists(st.integers(-9, 999), max_size=3)))
+        for key, value in draw(st.dictionaries(TEXT, PARAMETER, max_size=2)).items():
+            tensor.parameters[key].CopyFrom(value)
     for name in draw(st.lists(TEXT, max_size=2)):
         request.outputs.add(name=name).parameters["classification"].int64_param = 2
     request.raw_input_contents.extend(draw(st.lists(st.binary(max_size=200), max_size=4)))
@@ -236,6 +240,35 @@ def test_a_message_of_very_many_fields_is_refused_without_reading_it_all() -> No
     malformed_behind = b"\x3a\x00" * (MAX_FIELDS + 1) + b"\x02"
     with pytest.raises(WireError, match="16384 fields"):
         scan_request(malformed_behind)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [b"\x0a\x00" * MAX_FIELDS, b"\x12" + encode_varint(2 * MAX_FIELDS) + b"\x08\x01" * MAX_FIELDS],
+    ids=["an entry of keys", "a value of values"],
+)
+@pytest.mark.parametrize("place", ["request", "input", "output"])
+def test_so_is_a_parameter_of_very_many_fields(entry: bytes, place: str) -> None:
+    tag = {"request": b"\x22", "input": b"\x22", "output": b"\x12"}[place]
+    body = tag + encode_varint(len(entry)) + entry
+    if place == "request":
+        scan = scan_request
+    else:
+        body = {"input": b"\x2a", "output": b"\x32"}[place] + encode_varint(len(body)) + body
+        assert scan_request(body).head == body
+        scan = scan_tensor_parameters
+    with pytest.raises(WireError, match="16384 fields"):
+        scan(body + b"\x02")
+
+
+@given(requests())
+@settings(max_examples=200, deadline=None)
+def test_the_parameters_of_tensors_are_found_without_their_contents(request: Any) -> None:
+    tensors = (*request.inputs, *request.outputs)
+    head = scan_request(request.SerializeToString()).head
+    assert repr(
+        [(name, sorted(found.items())) for name, found in scan_tensor_parameters(head)]
+    ) == (repr([(tensor.name, sorted(parameters_of(tensor).items())) for tensor in tensors]))
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,40 @@ def test_random_and_mutated_requests_each_get_a_status(attack: Attack) -> None:
     strange()
 
 
+def part(tag: int, content: bytes) -> bytes:
+    """A field of bytes, with its tag and length."""
+    size, length = len(content), b""
+    while size > 0x7F:
+        size, length = size >> 7, length + bytes([size & 0x7F | 0x80])
+    return bytes([tag]) + length + bytes([size]) + content
+
+
+COUNTLESS = 1_000_000
+SMALL_PARTS = {
+    "parameters": part(0x22, b"") * COUNTLESS,
+    "keys of a parameter": part(0x22, part(0x0A, b"") * COUNTLESS),
+    "values of a parameter": part(0x22, part(0x12, b"\x08\x01" * COUNTLESS)),
+    "inputs": part(0x2A, b"") * COUNTLESS,
+    "outputs": part(0x32, b"") * COUNTLESS,
+    "raw contents": part(0x3A, b"") * COUNTLESS,
+    "unknown fields": b"\x78\x00" * COUNTLESS,
+    "dimensions": part(0x2A, b"\x18\x01" * COUNTLESS),
+    "parameters of an input": part(0x2A, part(0x22, b"") * COUNTLESS),
+    "typed strings": part(0x2A, part(0x2A, part(0x42, b"") * COUNTLESS)),
+    "raw strings": (
+        part(0x2A, b"\x0a\x01x" + part(0x12, b"BYTES") + b"\x18\xc0\x84\x3d")
+        + part(0x3A, bytes(4 * COUNTLESS))
+    ),
+    "a region's name": part(0x2A, part(0x22, part(0x0A, b"shared_memory_region") * 100_000)),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_PARTS)
+def test_a_request_of_countless_small_parts_is_refused(raw: Any, kind: str) -> None:
+    body = b"\x0a\x04echo" + SMALL_PARTS[kind]
+    assert status_of(raw, body) is CODE.INVALID_ARGUMENT
+
+
 def test_a_stream_of_hostile_requests_answers_those_that_are_good(
     attack: Attack,
 ) -> None:

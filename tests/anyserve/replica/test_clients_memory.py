@@ -264,22 +264,26 @@ def test_a_range_outside_of_the_region_is_invalid(
         assert code == "INVALID_ARGUMENT", message
 
 
-def test_a_range_over_the_message_limit_is_refused(start_replica: Any, connect: Any) -> None:
+def test_what_a_request_has_in_regions_is_bounded_together(
+    start_replica: Any, connect: Any
+) -> None:
     live = start_replica("--app", "behaviours:app", "--message-limit", "1")
     raw = connect(live.address)
-    large = Region("large", (1 << 20) + 1)
+    half = (1 << 19) + 1
+    large = Region("large", half)
     try:
-        register = pb.SystemSharedMemoryRegisterRequest(
-            name="large", key=large.key, byte_size=large.size
-        )
+        register = pb.SystemSharedMemoryRegisterRequest(name="large", key=large.key, byte_size=half)
         raw.call("SystemSharedMemoryRegister", register)
         request = pb.ModelInferRequest(model_name="echo")
-        parameters = request.inputs.add(name="x", datatype="UINT8", shape=[large.size]).parameters
-        parameters["shared_memory_region"].string_param = "large"
-        parameters["shared_memory_byte_size"].int64_param = large.size
+        for name in ("x", "y"):
+            parameters = request.inputs.add(name=name, datatype="UINT8", shape=[half]).parameters
+            parameters["shared_memory_region"].string_param = "large"
+            parameters["shared_memory_byte_size"].int64_param = half
         refusal = raw.refusal("ModelInfer", request)
         assert refusal.code is CODE.RESOURCE_EXHAUSTED
-        assert "'x'" in refusal.message
+        assert "'y'" in refusal.message
+        del request.inputs[1]
+        raw.call("ModelInfer", request)
     finally:
         large.destroy()
 
