@@ -1,12 +1,16 @@
-"""Tokens a second and time to first token of `decode`, beside the same engine's bare loop."""
+"""Tokens a second and time to first token of `decode`, beside the same engine's bare loop.
+
+Both compute with one thread, and may use both cores: the engine leaves one to everything else.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from statistics import median
 from typing import Any
 
 import attrs
@@ -53,7 +57,7 @@ class Engine:
 
 def run(rounds: int) -> None:
     """Print the table; both engines are loaded all the time, and work in turn."""
-    with servers.replica("--caps", "decode") as server, _bare_loop() as bare:
+    with servers.replica("--caps", "decode", cores=servers.BOTH) as server, _bare_loop() as bare:
         ours = Engine(server.name, _through(server.address), server.processes)
         speeds: dict[tuple[int, Engine], list[Speed]] = {
             (in_flight, engine): [] for in_flight in TEXTS for engine in (ours, bare)
@@ -64,21 +68,27 @@ def run(rounds: int) -> None:
                 speed = engine.measure(Order(prompts(TEXTS[in_flight], seed=turn), in_flight))
                 if turn:
                     runs.append(speed)
-    medians = {case: Speed.median(runs) for case, runs in speeds.items()}
     rows = [
         [
             f"{in_flight} in flight",
             engine.name,
-            number(speed.rate),
-            f"{speed.rate / medians[in_flight, bare].rate:.3f}",
-            number(speed.cpu_ms),
-            f"{speed.cpu_ms / medians[in_flight, bare].cpu_ms:.3f}",
-            number(speed.first_ms),
+            *speed_cells(runs, speeds[in_flight, bare]),
         ]
-        for (in_flight, engine), speed in medians.items()
+        for (in_flight, engine), runs in speeds.items()
     ]
     heads = ["", "", "tokens/s", "× bare", "CPU ms/token", "× bare", "first token ms"]
     print(table(heads, rows))
+
+
+def speed_cells(runs: Sequence[Speed], bare: Sequence[Speed]) -> list[str]:
+    """Medians, and those of the ratios to the bare loop's run in the same round."""
+    return [
+        number(median(run.rate for run in runs)),
+        f"{median(run.rate / other.rate for run, other in zip(runs, bare, strict=True)):.3f}",
+        number(median(run.cpu_ms for run in runs)),
+        f"{median(run.cpu_ms / other.cpu_ms for run, other in zip(runs, bare, strict=True)):.3f}",
+        number(median(run.first_ms for run in runs)),
+    ]
 
 
 def _through(address: str) -> Callable[[Order], list[Text]]:
@@ -114,8 +124,8 @@ async def _work(client: Client, left: Iterator[str], max_tokens: int, texts: lis
 
 @contextmanager
 def _bare_loop() -> Iterator[Engine]:
-    """`benchmarks.bare_decode`, on the servers' core too."""
-    with servers.child("-m", "benchmarks.bare_decode") as process:
+    """`benchmarks.bare_decode`."""
+    with servers.child("-m", "benchmarks.bare_decode", cores=servers.BOTH) as process:
         orders, answers = process.stdin, process.stdout
         assert orders is not None
         assert answers is not None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import attrs
 
@@ -18,6 +19,8 @@ from benchmarks.errors import CannotMeasure
 
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, LOAD_CORE = 0, 1
+BOTH = f"{SERVER_CORE},{LOAD_CORE}"
+"""Cores of a server that has threads for both."""
 
 _READY = re.compile(r"^ready\b.* on (\S+:\d+)$")
 _EXIT_TIMEOUT = 30.0
@@ -32,6 +35,14 @@ class Server:
     """`host:port`."""
     processes: Mapping[str, int]
     """The process ids of its family, by name."""
+    _output: IO[str]
+
+    def read_line(self, start: str) -> str:
+        """The next line that it prints which starts like that."""
+        for line in self._output:
+            if line.startswith(start):
+                return line
+        raise CannotMeasure(f"{self.name} has ended: see above")
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time so far, of each process."""
@@ -49,24 +60,26 @@ def take_load_core() -> None:
 
 
 @contextmanager
-def replica(*options: str, module: str = "anyserve.replica") -> Iterator[Server]:
+def replica(
+    *options: str, module: str = "anyserve.replica", cores: str = str(SERVER_CORE)
+) -> Iterator[Server]:
     """A replica with `options`, of one worker."""
     command = ["-m", module, "--port", "0", "--log-level", "warning", *options]
-    with _running("AnyServe", command) as server:
+    with _running("AnyServe", command, cores) as server:
         yield server
 
 
 @contextmanager
 def grpc_aio() -> Iterator[Server]:
     """The echo server of `benchmarks.grpc_aio_server`."""
-    with _running("grpc.aio", ["-m", "benchmarks.grpc_aio_server"]) as server:
+    with _running("grpc.aio", ["-m", "benchmarks.grpc_aio_server"], str(SERVER_CORE)) as server:
         yield server
 
 
 @contextmanager
-def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """This Python with `arguments`, on the servers' core, its standard streams piped."""
-    command = ["taskset", "--cpu-list", str(SERVER_CORE), sys.executable, *arguments]
+def child(*arguments: str, cores: str) -> Iterator[subprocess.Popen[str]]:
+    """This Python with `arguments`, on those cores, its standard streams piped."""
+    command = ["taskset", "--cpu-list", cores, sys.executable, *arguments]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -82,10 +95,10 @@ def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def _running(name: str, arguments: list[str]) -> Iterator[Server]:
-    with child(*arguments) as process:
+def _running(name: str, arguments: list[str], cores: str) -> Iterator[Server]:
+    with child(*arguments, cores=cores) as process:
         assert process.stdout is not None
         address = next((match[1] for line in process.stdout if (match := _READY.match(line))), None)
         if address is None:
             raise CannotMeasure(f"{name} did not start: see above")
-        yield Server(name, address, proc.family(process.pid))
+        yield Server(name, address, proc.family(process.pid), process.stdout)

@@ -37,15 +37,6 @@ class Speed:
         first = statistics.median(text.first for text in texts)
         return cls(tokens / seconds, cpu_seconds / tokens * 1000, first * 1000)
 
-    @classmethod
-    def median(cls, runs: Sequence[Speed]) -> Speed:
-        """The median of each figure, by itself."""
-        return cls(
-            statistics.median(run.rate for run in runs),
-            statistics.median(run.cpu_ms for run in runs),
-            statistics.median(run.first_ms for run in runs),
-        )
-
 
 def prompts(count: int, seed: int) -> list[str]:
     """Prompts of about 30 tokens; no two of a benchmark are equal where their seeds are not."""
