@@ -25,7 +25,7 @@ Part = Buffer | Block
 _HEADER = struct.Struct("<IB3xQ")
 _COUNT = struct.Struct("<H")
 _PART = struct.Struct("<HQQ")
-_REQUEST = struct.Struct("<dHI")
+_REQUEST = struct.Struct("<dHHI")
 _ERROR = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 
@@ -163,6 +163,7 @@ class RequestBody:
     """Seconds that remain until the deadline; infinity where there is none."""
     offer: int
     """Index of the capability in the worker's READY frame."""
+    request_id: str
     extra: Mapping[str, Any]
     """Metadata, sequence and client regions; mostly empty."""
     parts: Sequence[Part]
@@ -171,16 +172,20 @@ class RequestBody:
 
 def encode_request(call: int, request: RequestBody) -> list[Buffer]:
     """A REQUEST frame in pieces, so that inline tensors need no copy."""
+    identity = request.request_id.encode()
     extra = json.dumps(request.extra).encode() if request.extra else b""
-    head = _REQUEST.pack(request.budget, request.offer, len(extra)) + extra
+    fixed = _REQUEST.pack(request.budget, request.offer, len(identity), len(extra))
+    head = b"".join((fixed, identity, extra))
     return _with_parts(Kind.REQUEST, call, head, request.parts)
 
 
 def decode_request(frame: Frame) -> RequestBody:
-    budget, offer, length = _REQUEST.unpack_from(frame.body)
-    at = _REQUEST.size + length
-    extra = json.loads(bytes(frame.body[_REQUEST.size : at])) if length else {}
-    return RequestBody(budget, offer, extra, _decode_parts(frame.body[at:]))
+    budget, offer, id_length, extra_length = _REQUEST.unpack_from(frame.body)
+    at = _REQUEST.size + id_length
+    request_id = str(frame.body[_REQUEST.size : at], "utf-8")
+    extra = json.loads(bytes(frame.body[at : at + extra_length])) if extra_length else {}
+    parts = _decode_parts(frame.body[at + extra_length :])
+    return RequestBody(budget, offer, request_id, extra, parts)
 
 
 def encode_response(call: int, parts: Sequence[Part]) -> list[Buffer]:

@@ -24,16 +24,28 @@ _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 """Replies taken before their credit is given back, in one frame."""
 
 
-@attrs.define(eq=False)
-class _Open:
-    """A call that has not ended."""
+class _LinkExchange(Exchange):
+    """A call that runs in the worker."""
 
-    exchange: Exchange
-    capability: str
-    leases: LeaseSet
-    consumed: int = 0
-    """Replies taken since credit was last given."""
-    cancelled_at: float | None = None
+    def __init__(self, channel: FrameChannel, number: int, capability: str) -> None:
+        super().__init__()
+        self.capability = capability
+        self.leases: LeaseSet | None = None
+        """The blocks that the request is in, where it is in any."""
+        self.cancelled_at: float | None = None
+        self._channel = channel
+        self._number = number
+        self._consumed = 0
+
+    def on_cancelled(self) -> None:
+        self.cancelled_at = trio.current_time()
+        self._channel.send(frames.encode(Kind.CANCEL, self._number))
+
+    def on_consumed(self) -> None:
+        self._consumed += 1
+        if self._consumed == _CREDIT_BATCH and not self.ended:
+            self._channel.send(frames.encode_credit(self._number, self._consumed))
+            self._consumed = 0
 
 
 class Connection:
@@ -50,7 +62,7 @@ class Connection:
         self._offers = {offer.name: index for index, offer in enumerate(offers)}
         self._arena = arena
         self._reader = Reader()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _LinkExchange] = {}
         self._calls = itertools.count(1)
         self._lost: str | None = None
 
@@ -76,30 +88,28 @@ class Connection:
         if self._lost is not None:
             raise WorkerLost(self._lost)
         number = next(self._calls)
-        exchange = Exchange(
-            on_cancel=partial(self._cancel, number), on_consumed=partial(self._consumed, number)
-        )
-        leases = LeaseSet()
+        exchange = _LinkExchange(self._channel, number, offer.name)
         body = RequestBody(
             budget=call.deadline - trio.current_time(),
             offer=self._offers[offer.name],
+            request_id=call.request_id,
             extra=_extra(call),
-            parts=[self._place(part, leases) for part in (call.head, *call.raw)],
+            parts=[self._place(part, exchange) for part in (call.head, *call.raw)],
         )
-        self._open[number] = _Open(exchange, offer.name, leases)
+        self._open[number] = exchange
         self._channel.send(frames.encode_request(number, body))
         return exchange
 
     def on_frame(self, frame: Frame) -> None:
         """Act on a frame of a call; those of calls that have ended are of no interest."""
-        open_call = self._open.get(frame.call)
+        exchange = self._open.get(frame.call)
         if frame.kind == Kind.RESPONSE:
             reply = self._reply(frames.decode_response(frame))
-            if open_call is None:
+            if exchange is None:
                 reply.release()
             else:
-                open_call.exchange.deliver(reply)
-        elif open_call is None:
+                exchange.deliver(reply)
+        elif exchange is None:
             return
         elif frame.kind == Kind.END:
             self._end(frame.call, batch=frames.decode_end(frame))
@@ -114,30 +124,18 @@ class Connection:
         self._reader.close()
 
     def _end(self, number: int, batch: int = 1, error: AnyServeError | None = None) -> None:
-        call = self._open.pop(number)
-        call.leases.release_all()
-        call.exchange.end(batch, error)
+        exchange = self._open.pop(number)
+        if exchange.leases is not None:
+            exchange.leases.release_all()
+        exchange.end(batch, error)
 
-    def _cancel(self, number: int) -> None:
-        call = self._open.get(number)
-        if call is not None:
-            call.cancelled_at = trio.current_time()
-            self._channel.send(frames.encode(Kind.CANCEL, number))
-
-    def _consumed(self, number: int) -> None:
-        call = self._open.get(number)
-        if call is None:
-            return
-        call.consumed += 1
-        if call.consumed == _CREDIT_BATCH:
-            self._channel.send(frames.encode_credit(number, call.consumed))
-            call.consumed = 0
-
-    def _place(self, part: Buffer, leases: LeaseSet) -> Part:
+    def _place(self, part: Buffer, exchange: _LinkExchange) -> Part:
         if len(part) < frames.LEASE_THRESHOLD:
             return part
+        if exchange.leases is None:
+            exchange.leases = LeaseSet()
         try:
-            return leases.add(self._arena.put([part]))
+            return exchange.leases.add(self._arena.put([part]))
         except ArenaFull:
             return part  # slower, but not wrong: how much can be in flight is bounded elsewhere
 
@@ -156,7 +154,7 @@ class Connection:
 
 
 def _extra(call: Call) -> dict[str, Any]:
-    extra: dict[str, Any] = {"request_id": call.request_id}
+    extra: dict[str, Any] = {}
     if call.metadata:
         extra["metadata"] = dict(call.metadata)
     if call.sequence is not None:

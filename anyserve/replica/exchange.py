@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -50,21 +51,14 @@ class WorkerLost(Unavailable):
     """The worker that ran the request is gone."""
 
 
-class Exchange:
-    """The replies of one call, from the link's reader to the request's task.
+class Exchange(ABC):
+    """The replies of one call, from the executor to the request's task.
 
-    Replies that wait here are bounded by the credit that the worker was given: `on_consumed` is
-    called for each that is taken, so that the link can give it back.
+    Replies that wait here are bounded by the credit that the executor gave the handler: it is
+    told of each that is taken.
     """
 
-    def __init__(
-        self,
-        *,
-        on_cancel: Callable[[], None],
-        on_consumed: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._on_cancel = on_cancel
-        self._on_consumed = on_consumed
+    def __init__(self) -> None:
         self._replies: deque[Reply] = deque()
         self._wake: trio.Event | None = None
         self._error: AnyServeError | None = None
@@ -74,6 +68,14 @@ class Exchange:
         """Whether the handler has returned, so that its slot is free."""
         self.batch = 1
         """How many inferences it counted for."""
+
+    @abstractmethod
+    def on_cancelled(self) -> None:
+        """Nobody wants the rest: have the handler stop."""
+
+    @abstractmethod
+    def on_consumed(self) -> None:
+        """A reply was taken."""
 
     def on_ended(self, listener: Callable[[], None]) -> None:
         """Call `listener` once the handler has really ended, which may be after `close`."""
@@ -109,7 +111,7 @@ class Exchange:
                 return None
             self._wake = trio.Event()
             await self._wake.wait()
-        self._on_consumed()
+        self.on_consumed()
         return self._replies.popleft()
 
     def close(self) -> None:
@@ -120,7 +122,7 @@ class Exchange:
         while self._replies:
             self._replies.popleft().release()
         if not self.ended:
-            self._on_cancel()
+            self.on_cancelled()
 
     def _notify(self) -> None:
         if self._wake is not None:

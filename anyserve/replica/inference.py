@@ -37,6 +37,8 @@ Result = TypeVar("Result")
 _REGION = "shared_memory_region"
 _BYTE_SIZE = "shared_memory_byte_size"
 _MAX_TIMEOUT_US = 2**53
+_NAMED = 100
+"""Characters of a request's id that name it in logs and traces."""
 MAX_HEAD = 16 << 20
 """Bytes of a request without its raw contents. Typed contents become Python numbers, at some 40
 bytes each, so that large tensors have to come raw."""
@@ -80,7 +82,7 @@ class Inference:
             need=need,
             head=head.head,
             raw=head.raw,
-            request_id=f"{head.id}#{next(self._numbers)}",
+            request_id=f"{head.id[:_NAMED]}#{next(self._numbers)}",
             deadline=_deadline(head, stream.deadline),
             metadata=metadata,
             sequence=sequence_of(head.parameters) if offer.sequence else None,

@@ -18,6 +18,21 @@ from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
 
+class _LocalExchange(Exchange):
+    """A call that runs as a task of this process."""
+
+    def __init__(self, scope: trio.CancelScope, credit: trio.Semaphore) -> None:
+        super().__init__()
+        self._scope = scope
+        self._credit = credit
+
+    def on_cancelled(self) -> None:
+        self._scope.cancel()
+
+    def on_consumed(self) -> None:
+        self._credit.release()
+
+
 class LocalExecutor:
     """Runs handlers as tasks of a nursery, with the semantics of a worker and no link."""
 
@@ -42,7 +57,7 @@ class LocalExecutor:
             metadata=call.metadata,
             sequence=call.sequence,
         )
-        exchange = Exchange(on_cancel=context.cancel_scope.cancel, on_consumed=credit.release)
+        exchange = _LocalExchange(context.cancel_scope, credit)
         self._nursery.start_soon(self._run, call, offer, context, exchange, credit)
         return exchange
 

@@ -135,10 +135,9 @@ class Session:
             self._reader.view(part) if isinstance(part, Block) else bytes(part)
             for part in body.parts
         )
-        request_id = body.extra.get("request_id", "")
         sequence = body.extra.get("sequence")
         context = Context(
-            request_id=request_id,
+            request_id=body.request_id,
             deadline=trio.current_time() + body.budget,
             metadata=body.extra.get("metadata", {}),
             sequence=SequenceInfo(**sequence) if sequence else None,

@@ -48,16 +48,23 @@ def test_frames_come_out_as_they_went_in_however_the_bytes_are_cut(
     st.integers(0, 2**63),
     st.one_of(st.just(math.inf), st.floats(0, 1e6)),
     st.integers(0, 1000),
+    st.text(max_size=20),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
     parts,
 )
 def test_a_request_survives_the_link(
-    call: int, budget: float, offer: int, extra: dict[str, str], sent: list[bytes | Block]
+    call: int,
+    budget: float,
+    offer: int,
+    request_id: str,
+    extra: dict[str, str],
+    sent: list[bytes | Block],
 ) -> None:
-    pieces = frames.encode_request(call, RequestBody(budget, offer, extra, sent))
+    pieces = frames.encode_request(call, RequestBody(budget, offer, request_id, extra, sent))
     (frame,) = decoded(b"".join(pieces))
     body = frames.decode_request(frame)
-    assert (frame.call, body.budget, body.offer, body.extra) == (call, budget, offer, extra)
+    assert (frame.call, body.budget, body.offer) == (call, budget, offer)
+    assert (body.request_id, body.extra) == (request_id, extra)
     assert as_values(list(body.parts)) == sent
 
 

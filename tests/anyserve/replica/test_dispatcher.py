@@ -32,6 +32,21 @@ from anyserve.replica.pool import State
 from anyserve.replica.statistics import Outcome
 
 
+class ManualExchange(Exchange):
+    """Notes that it was cancelled."""
+
+    def __init__(self, number: int, cancelled: list[int]) -> None:
+        super().__init__()
+        self._number = number
+        self._cancelled = cancelled
+
+    def on_cancelled(self) -> None:
+        self._cancelled.append(self._number)
+
+    def on_consumed(self) -> None:
+        pass
+
+
 @attrs.define(eq=False)
 class ManualExecutor:
     """Takes calls and leaves them to the test."""
@@ -47,7 +62,7 @@ class ManualExecutor:
             raise WorkerLost("it is lost")
         number = len(self.calls)
         self.calls.append(call)
-        exchange = Exchange(on_cancel=lambda: self.cancelled.append(number))
+        exchange = ManualExchange(number, self.cancelled)
         self.exchanges.append(exchange)
         return exchange
 
