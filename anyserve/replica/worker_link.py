@@ -154,8 +154,11 @@ class WorkerLink(Actor[None]):
         retire_by: float | None = None
         while self._verdict is None:
             process.channel.send(frames.encode(Kind.PING))
+            sent = trio.current_time()
             await trio.sleep(PING_INTERVAL)
             now = trio.current_time()
+            if now - sent > 2 * PING_INTERVAL:
+                continue  # this process itself stood still: answers may wait to be read
             overdue = connection.overdue(now - self._patience.cancelled)
             if now - self._heard > self._patience.unresponsive:
                 self._verdict = (

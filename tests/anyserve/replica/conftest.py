@@ -6,17 +6,23 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import pytest
+import trio
 from anyserve_protos.anyserve import v1 as admin_pb
 from tritonclient.grpc import service_pb2
 
-from anyserve.client import encode_request
+from anyserve.client import Client, encode_request, open_client
 from anyserve.replica.admin_socket import socket_path
+from anyserve.replica.group import AppSpec
+from anyserve.replica.replica import Replica, ReplicaConfig
+from anyserve.replica.repository import Plan
+from anyserve.replica.worker_link import Patience
 
 pb: Any = service_pb2
 T = TypeVar("T")
@@ -34,6 +40,19 @@ def eventually() -> Callable[..., Any]:
         while not (value := condition()):
             assert time.monotonic() < deadline, f"not within {timeout:g} s"
             time.sleep(0.01)
+        return value
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def eventually_here() -> Callable[..., Any]:
+    """As `eventually`, for tests that run in Trio beside a replica of their own process."""
+
+    async def wait(condition: Callable[[], T]) -> T:
+        with trio.fail_after(20):
+            while not (value := condition()):  # noqa: ASYNC110 - other processes make it true
+                await trio.sleep(0.01)
         return value
 
     return wait
@@ -132,3 +151,18 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def replica_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a replica in this process, with real workers, to choose its patience and look inside."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "apps"))
+
+    @asynccontextmanager
+    async def run(workers: int = 1, **patience: float) -> AsyncIterator[tuple[Replica, Client]]:
+        plan = Plan([AppSpec("behaviours", "behaviours:app", workers=workers)], {}, None)
+        replica = Replica(ReplicaConfig(plan, port=0, patience=Patience(**patience)))
+        async with replica.running(), open_client(str(replica.address)) as client:
+            yield replica, client
+
+    return run
