@@ -14,13 +14,14 @@ from anyserve.transport import headers as h
 from anyserve.transport.address import Address, TcpAddress
 from anyserve.transport.framing import MessageReader, pack
 from anyserve.transport.rpc import Limits, Metadata, MetadataLike, decode, encode
+from anyserve.transport.wire import NotTaken
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
 
 
-class NotTaken(Unavailable):
-    """The server has not begun the call, and says so: it may be made again."""
+_CONNECTIONS = 4
+"""Connections that one call tries, where a server closes them before they are of use."""
 
 
 class ClientWire(Protocol):
@@ -33,6 +34,14 @@ class ClientWire(Protocol):
     """The answer's first headers, once they are here."""
     trailers: h.Headers | None
     """Its trailers, once they are here."""
+
+    def send_now(
+        self,
+        headers: h.Headers | None = None,
+        data: tuple[bytes, ...] = (),
+        trailers: h.Headers | None = None,
+        end: bool = False,
+    ) -> bool: ...
 
     async def send(
         self,
@@ -97,7 +106,7 @@ class ClientStream(Generic[_Request, _Reply]):
         self._reply_type = reply_type
         self._max_message_bytes = max_message_bytes
         self._reader: MessageReader | None = None
-        self._sending = trio.Lock()
+        self._sending: trio.Lock | None = None
 
     async def send(self, message: _Request, *, end: bool = False) -> None:
         """Send one message, the last one where `end` says so.
@@ -147,13 +156,21 @@ class ClientStream(Generic[_Request, _Reply]):
         return message
 
     async def _send(self, data: tuple[bytes, ...], end: bool) -> None:
-        async with self._sending:
+        """Send without a lock and a turn of the loop where nothing has to be waited for."""
+        if self._sending is None:
+            if self._wire.send_now(None, data, None, end):
+                return
+            self._sending = trio.Lock()
+        sending = self._sending
+        async with sending:
             try:
                 await self._wire.send(None, data, None, end)
             except AnyServeError as error:
                 # A server may answer before it has heard the end; its answer says why.
                 trailers = self._wire.trailers or self._wire.headers or ()
                 raise h.error_in_trailers(trailers) or error from None
+        if self._sending is sending and not sending.locked():
+            self._sending = None
 
 
 class Channel:
@@ -170,7 +187,7 @@ class Channel:
         self._authority = str(address) if isinstance(address, TcpAddress) else "localhost"
 
     async def connect(self) -> ClientConnection:
-        """A new connection; raises OSError where there is nobody."""
+        """A new connection that takes calls; raises OSError where there is nobody."""
         raise NotImplementedError
 
     async def unary(
@@ -242,13 +259,14 @@ class Channel:
     ) -> tuple[ClientConnection, ClientWire]:
         """A call on a connection that works, with the deadline of the caller."""
         deadline = trio.current_effective_deadline()
-        while True:
+        for _ in range(_CONNECTIONS):
             connection = await self._connected()
             timeout = deadline if deadline == math.inf else deadline - trio.current_time()
             headers = h.request_headers(path, self._authority, timeout, metadata)
             wire = await connection.begin(headers)
             if wire is not None:
                 return connection, wire
+        raise Unavailable(f"{self.address} takes connections and no calls")
 
     async def _connected(self) -> ClientConnection:
         """The connection for a new call, made where there is none."""

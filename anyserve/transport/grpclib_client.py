@@ -15,10 +15,11 @@ from h2.exceptions import NoAvailableStreamIDError, TooManyStreamsError
 from anyserve.transport import channel
 from anyserve.transport import headers as h
 from anyserve.transport.address import Address, TcpAddress, parse_address
-from anyserve.transport.channel import ClientConnection, NotTaken
+from anyserve.transport.channel import ClientConnection
 from anyserve.transport.grpclib_connection import TrioConnection, TrioProtocol, use_bridge
 from anyserve.transport.grpclib_stream import H2Wire
 from anyserve.transport.rpc import Limits
+from anyserve.transport.wire import NotTaken
 
 
 class Channel(channel.Channel):

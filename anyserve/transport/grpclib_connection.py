@@ -28,17 +28,11 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame
 
-from anyserve.errors import (
-    AnyServeError,
-    Cancelled,
-    Internal,
-    ResourceExhausted,
-)
 from anyserve.transport import sockets
-from anyserve.transport.channel import NotTaken
 from anyserve.transport.flood import FloodGuard
 from anyserve.transport.grpclib_stream import Gate, H2Wire
 from anyserve.transport.rpc import MIB, Limits
+from anyserve.transport.wire import error_of_reset
 
 _CONNECTION_WINDOW = 16 * MIB
 """Four stalled calls hold a connection's other calls up; more makes the slowest calls slower."""
@@ -201,7 +195,7 @@ class _Events(EventsProcessor):
         if stream is not None:
             # First the cancellation, so that a handler that waits for its client sees that.
             self.handler.cancel(stream)
-            stream.fail(_error_of_reset(event))  # type: ignore[attr-defined]
+            stream.fail(error_of_reset(int(event.error_code)))  # type: ignore[attr-defined]
         self.connection.streams_failed += 1
 
     def process_connection_terminated(self, event: events.ConnectionTerminated) -> None:
@@ -269,7 +263,7 @@ class TrioProtocol(H2Protocol):
             }
         )
         h2.increment_flow_control_window(_CONNECTION_WINDOW - h2.inbound_flow_control_window)
-        peer = sockets.peer_name(transport.get_extra_info("peername"))
+        peer = sockets.peer_name(transport.get_extra_info("socket"))
         self.connection = TrioConnection(h2, transport, peer, self._loop)
         self.connection.flush()
         # A server may be flooded by anybody; a client has chosen its server.
@@ -332,15 +326,3 @@ async def use_bridge(bridge: Bridge | None) -> AsyncIterator[Bridge]:
         return
     async with open_bridge() as own:
         yield own
-
-
-def _error_of_reset(event: events.StreamReset) -> AnyServeError:
-    match event.error_code:
-        case ErrorCodes.REFUSED_STREAM:
-            return NotTaken("the peer did not take the call")
-        case ErrorCodes.CANCEL | ErrorCodes.NO_ERROR:
-            return Cancelled("the peer gave the call up")
-        case ErrorCodes.ENHANCE_YOUR_CALM:
-            return ResourceExhausted("the peer is flooded")
-        case code:
-            return Internal(f"the stream was reset with error {code}")

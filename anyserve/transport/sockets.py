@@ -20,10 +20,14 @@ def prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
 
 
-def peer_name(name: object) -> str:
-    """Who is at the other end, by what `getpeername` says: `host:port`, or `unix`."""
-    if not isinstance(name, tuple):
-        # A TCP peer that has gone again has no name.
-        return "unknown" if name is None else "unix"
+def peer_name(sock: socket.socket) -> str:
+    """Who is at the other end: `host:port`, or `unix`."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        # A peer that has gone again already.
+        return "unknown"
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return "unix"
     host, port = name[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Protocol
 
 import trio
 
+from anyserve.errors import AnyServeError, Cancelled, Internal, ResourceExhausted, Unavailable
 from anyserve.transport.headers import Headers
+
+
+class ErrorCode(IntEnum):
+    """Those of HTTP/2's error codes that mean something to gRPC."""
+
+    NO_ERROR = 0
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    ENHANCE_YOUR_CALM = 11
+
+
+class NotTaken(Unavailable):
+    """The server has not begun the call, and says so: it may be made again."""
+
+
+def error_of_reset(code: int) -> AnyServeError:
+    """What a stream fails with that the peer has reset with an HTTP/2 error code."""
+    match code:
+        case ErrorCode.REFUSED_STREAM:
+            return NotTaken("the peer did not take the call")
+        case ErrorCode.CANCEL | ErrorCode.NO_ERROR:
+            return Cancelled("the peer gave the call up")
+        case ErrorCode.ENHANCE_YOUR_CALM:
+            return ResourceExhausted("the peer is flooded")
+        case _:
+            return Internal(f"the stream was reset with error {code}")
 
 
 class WireStream(Protocol):

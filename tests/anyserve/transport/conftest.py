@@ -16,8 +16,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from anyserve.errors import NotFound
+from anyserve.transport import grpclib_client, grpclib_server, trio_client, trio_server
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.rpc import Limits, ServerStream
 from anyserve.transport.server import Server
 
@@ -128,10 +128,31 @@ class Probe:
         raise error
 
 
+@attrs.frozen
+class Wire:
+    """What carries calls: how to serve, and how to call."""
+
+    serve: Callable[..., Any]
+    open_channel: Callable[..., Any]
+    socket_of: Callable[[Any], Any]
+    """The socket of a connection."""
+
+
+WIRES = {
+    "trio": Wire(trio_server.serve, trio_client.open_channel, lambda connection: connection._sock),
+    "grpclib": Wire(
+        grpclib_server.serve,
+        grpclib_client.open_channel,
+        lambda connection: connection.protocol._transport.get_extra_info("socket"),
+    ),
+}
+
+
 @attrs.define
 class Live:
     """A running server and the service in it."""
 
+    wire: Wire
     server: Server
     probe: Probe
     stop: Callable[[], None]
@@ -140,32 +161,42 @@ class Live:
     def target(self) -> str:
         return str(self.server.address)
 
+    def open_channel(self, **options: Any) -> Any:
+        """A channel of the same wire to it."""
+        return self.wire.open_channel(self.target, **options)
+
 
 @asynccontextmanager
-async def run_live(limits: Limits | None = None) -> AsyncIterator[Live]:
+async def run_live(wire: Wire, limits: Limits | None = None) -> AsyncIterator[Live]:
     probe = Probe()
     scope = trio.CancelScope()
 
     async def run(task_status: trio.TaskStatus[Server]) -> None:
         with scope:
             address = TcpAddress("127.0.0.1", 0)
-            await serve([probe], address, limits=limits, task_status=task_status)
+            await wire.serve([probe], address, limits=limits, task_status=task_status)
 
     async with trio.open_nursery() as nursery:
-        yield Live(await nursery.start(run), probe, scope.cancel)
+        yield Live(wire, await nursery.start(run), probe, scope.cancel)
         scope.cancel()
 
 
+@pytest.fixture(params=WIRES)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    """Either of them."""
+    return WIRES[request.param]
+
+
 @pytest.fixture
-async def live() -> AsyncIterator[Live]:
-    async with run_live() as live:
+async def live(wire: Wire) -> AsyncIterator[Live]:
+    async with run_live(wire) as live:
         yield live
 
 
 @pytest.fixture
-async def live_small() -> AsyncIterator[Live]:
+async def live_small(wire: Wire) -> AsyncIterator[Live]:
     """Messages of at most 8 MiB."""
-    async with run_live(Limits(max_message_bytes=8 * 1024 * 1024)) as live:
+    async with run_live(wire, Limits(max_message_bytes=8 * 1024 * 1024)) as live:
         yield live
 
 

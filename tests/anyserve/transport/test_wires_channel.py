@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -23,39 +24,37 @@ from anyserve.errors import (
     Unknown,
 )
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.grpclib_client import open_channel
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.rpc import Limits
 
 OK = [(":status", "200"), ("content-type", "application/grpc")]
 
 
-async def test_a_refused_connection_names_the_address():
-    async with open_channel("127.0.0.1:1") as channel:
+async def test_a_refused_connection_names_the_address(wire: Any):
+    async with wire.open_channel("127.0.0.1:1") as channel:
         with pytest.raises(Unavailable, match=r"cannot connect to 127\.0\.0\.1:1: "):
             await channel.unary("/a/b", b"", bytes)
 
 
-async def test_a_missing_unix_socket_names_the_address():
-    async with open_channel("unix:/no/such.sock") as channel:
+async def test_a_missing_unix_socket_names_the_address(wire: Any):
+    async with wire.open_channel("unix:/no/such.sock") as channel:
         with pytest.raises(Unavailable, match=r"cannot connect to unix:/no/such\.sock: No such"):
             await channel.unary("/a/b", b"", bytes)
 
 
-async def test_an_unknown_host_is_unavailable():
-    async with open_channel("no.such.host.invalid:80") as channel:
+async def test_an_unknown_host_is_unavailable(wire: Any):
+    async with wire.open_channel("no.such.host.invalid:80") as channel:
         with pytest.raises(Unavailable, match=r"cannot connect to no\.such\.host\.invalid:80"):
             await channel.unary("/a/b", b"", bytes)
 
 
-async def test_a_bad_address_is_refused_before_anything_opens():
+async def test_a_bad_address_is_refused_before_anything_opens(wire: Any):
     with pytest.raises(InvalidArgument):
-        async with open_channel("nonsense"):
+        async with wire.open_channel("nonsense"):
             pass
 
 
 async def test_a_cancelled_scope_sends_nothing(live: Any):
-    async with open_channel(live.target) as channel:
+    async with live.open_channel() as channel:
         with trio.CancelScope() as scope:
             scope.cancel()
             await channel.unary("/test.Probe/Echo", b"", bytes)
@@ -66,7 +65,7 @@ async def test_a_cancelled_scope_sends_nothing(live: Any):
 async def test_a_lost_connection_is_unavailable_and_the_next_call_connects_again(
     live: Any, nursery: trio.Nursery
 ):
-    async with open_channel(live.target) as channel:
+    async with live.open_channel() as channel:
         failures: list[AnyServeError] = []
 
         async def hang() -> None:
@@ -79,13 +78,13 @@ async def test_a_lost_connection_is_unavailable_and_the_next_call_connects_again
             calls.start_soon(hang)
             await live.probe.started.wait()
             for connection in tuple(live.server.connections):
-                connection.protocol._transport.abort()
+                live.wire.socket_of(connection).shutdown(socket.SHUT_RDWR)
         assert [type(error) for error in failures] == [Unavailable]
         assert await channel.unary("/test.Probe/Echo", b"again", bytes) == b"again"
 
 
 async def test_leaving_a_stream_early_resets_the_call(live: Any):
-    async with open_channel(live.target) as channel:
+    async with live.open_channel() as channel:
         async with channel.stream("/test.Probe/Repeat", bytes, bytes) as stream:
             await stream.send(b"1000,1000000", end=True)
             assert await stream.recv() == b"m" * 1000
@@ -104,14 +103,14 @@ async def test_leaving_the_channel_ends_its_calls(live: Any):
             except AnyServeError as error:
                 failures.append(error)
 
-        async with open_channel(live.target) as channel:
+        async with live.open_channel() as channel:
             nursery.start_soon(hang, channel)
             await live.probe.started.wait()
     assert [type(error) for error in failures] == [Unavailable]
     await live.probe.until_ended()
 
 
-async def test_a_sender_that_the_server_answers_early_gets_the_answer(live: Any):
+async def test_a_sender_that_the_server_answers_early_gets_the_answer(wire: Any, live: Any):
     class Strict:
         def __mapping__(self) -> dict[str, Any]:
             from grpclib.const import Cardinality, Handler
@@ -123,9 +122,9 @@ async def test_a_sender_that_the_server_answers_early_gets_the_answer(live: Any)
             raise NotFound("not after the first")
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(serve, [Strict()], TcpAddress("127.0.0.1", 0))
+        server = await nursery.start(wire.serve, [Strict()], TcpAddress("127.0.0.1", 0))
         async with (
-            open_channel(server.address) as channel,
+            wire.open_channel(server.address) as channel,
             channel.stream("/s/s", bytes, bytes) as stream,
         ):
 
@@ -142,13 +141,13 @@ async def test_a_sender_that_the_server_answers_early_gets_the_answer(live: Any)
 
 
 async def test_a_reply_over_the_channels_limit_is_refused(live: Any):
-    async with open_channel(live.target, limits=Limits(max_message_bytes=1000)) as channel:
+    async with live.open_channel(limits=Limits(max_message_bytes=1000)) as channel:
         with pytest.raises(ResourceExhausted, match="1001 bytes is over the limit of 1000"):
             await channel.unary("/test.Probe/Echo", bytes(1001), bytes)
         assert await channel.unary("/test.Probe/Echo", bytes(1000), bytes) == bytes(1000)
 
 
-async def test_calls_wait_for_room_where_the_server_allows_few():
+async def test_calls_wait_for_room_where_the_server_allows_few(wire: Any):
     async with trio.open_nursery() as nursery:
         running = most = 0
 
@@ -170,11 +169,11 @@ async def test_calls_wait_for_room_where_the_server_allows_few():
 
         limits = Limits(max_streams=3)
         server = await nursery.start(
-            lambda task_status: serve(
+            lambda task_status: wire.serve(
                 [Narrow()], TcpAddress("127.0.0.1", 0), limits=limits, task_status=task_status
             )
         )
-        async with open_channel(server.address) as channel:
+        async with wire.open_channel(server.address) as channel:
             await channel.unary("/n/n", b"", bytes)
             await trio.testing.wait_all_tasks_blocked()
             answers: list[bytes] = []
@@ -246,19 +245,21 @@ async def scripted_connection(stream: trio.SocketStream, answer: Any) -> None:
         ),
     ],
 )
-async def test_strange_answers_are_errors_of_ours(answer: Any, error: type, message: str):
+async def test_strange_answers_are_errors_of_ours(
+    wire: Any, answer: Any, error: type, message: str
+):
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scripted, listeners[0], answer)
-        async with open_channel(f"127.0.0.1:{port}") as channel:
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
             with trio.fail_after(5), pytest.raises(error, match=message):
                 await channel.unary("/a/b", b"x", bytes)
         nursery.cancel_scope.cancel()
     await listeners[0].aclose()
 
 
-async def test_a_lively_server_is_not_taken_for_a_flood():
+async def test_a_lively_server_is_not_taken_for_a_flood(wire: Any):
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
 
@@ -269,14 +270,14 @@ async def test_a_lively_server_is_not_taken_for_a_flood():
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scripted, listeners[0], answer)
-        async with open_channel(f"127.0.0.1:{port}") as channel:
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
             with trio.fail_after(5), pytest.raises(NotFound):
                 await channel.unary("/a/b", b"x", bytes)
         nursery.cancel_scope.cancel()
     await listeners[0].aclose()
 
 
-async def test_a_raised_stream_limit_lets_waiting_calls_go():
+async def test_a_raised_stream_limit_lets_waiting_calls_go(wire: Any):
     """The server first allows no call at all, then one."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
@@ -305,7 +306,7 @@ async def test_a_raised_stream_limit_lets_waiting_calls_go():
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(narrow)
-        async with open_channel(f"127.0.0.1:{port}") as channel:
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
             with trio.fail_after(5):
                 for _ in range(3):
                     with pytest.raises(NotFound):

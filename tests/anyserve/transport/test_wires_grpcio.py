@@ -18,7 +18,6 @@ from anyserve.errors import (
     Unimplemented,
     Unknown,
 )
-from anyserve.transport.grpclib_client import open_channel
 
 MIB = 1024 * 1024
 UNLIMITED = [
@@ -220,8 +219,8 @@ async def theirs() -> AsyncIterator[Theirs]:
     theirs.pool.shutdown()
 
 
-async def test_our_channel_calls_a_grpcio_server(theirs: Theirs):
-    async with open_channel(f"127.0.0.1:{theirs.port}") as channel:
+async def test_our_channel_calls_a_grpcio_server(wire: Any, theirs: Theirs):
+    async with wire.open_channel(f"127.0.0.1:{theirs.port}") as channel:
         with trio.fail_after(20):
             for size in (0, 10, 4 * MIB, 20 * MIB):
                 assert await channel.unary("/t.T/Echo", b"x" * size, bytes) == b"x" * size
@@ -231,9 +230,9 @@ async def test_our_channel_calls_a_grpcio_server(theirs: Theirs):
         assert ("raw-bin", b"\xff") in theirs.metadata
 
 
-async def test_our_channel_streams_with_a_grpcio_server(theirs: Theirs):
+async def test_our_channel_streams_with_a_grpcio_server(wire: Any, theirs: Theirs):
     async with (
-        open_channel(f"127.0.0.1:{theirs.port}") as channel,
+        wire.open_channel(f"127.0.0.1:{theirs.port}") as channel,
         channel.stream("/t.T/EchoAll", bytes, bytes) as stream,
     ):
         for number in range(20):
@@ -248,8 +247,8 @@ async def test_our_channel_streams_with_a_grpcio_server(theirs: Theirs):
         assert stream.trailing_metadata["raw-bin"] == b"\0\xff"
 
 
-async def test_a_grpcio_servers_errors_are_ours(theirs: Theirs):
-    async with open_channel(f"127.0.0.1:{theirs.port}") as channel:
+async def test_a_grpcio_servers_errors_are_ours(wire: Any, theirs: Theirs):
+    async with wire.open_channel(f"127.0.0.1:{theirs.port}") as channel:
         with pytest.raises(FailedPrecondition) as caught:
             await channel.unary("/t.T/Fail", b"", bytes)
         assert caught.value.message == "schön: nein"
@@ -259,16 +258,16 @@ async def test_a_grpcio_servers_errors_are_ours(theirs: Theirs):
             await channel.unary("/t.T/Nope", b"", bytes)
 
 
-async def test_our_cancellation_and_deadline_reach_a_grpcio_server(theirs: Theirs):
-    async with open_channel(f"127.0.0.1:{theirs.port}") as channel:
+async def test_our_cancellation_and_deadline_reach_a_grpcio_server(wire: Any, theirs: Theirs):
+    async with wire.open_channel(f"127.0.0.1:{theirs.port}") as channel:
         # Whichever of the two clocks comes first.
         with pytest.raises((trio.TooSlowError, DeadlineExceeded)), trio.fail_after(0.2):
             await channel.unary("/t.T/Hang", b"", bytes)
         assert await trio.to_thread.run_sync(theirs.cancelled.wait, 5)
 
 
-async def test_our_call_survives_a_grpcio_servers_goaway(theirs: Theirs):
-    async with open_channel(f"127.0.0.1:{theirs.port}") as channel:
+async def test_our_call_survives_a_grpcio_servers_goaway(wire: Any, theirs: Theirs):
+    async with wire.open_channel(f"127.0.0.1:{theirs.port}") as channel:
         answers: list[bytes] = []
 
         async def hang() -> None:

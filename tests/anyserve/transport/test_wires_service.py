@@ -26,32 +26,30 @@ from anyserve.errors import (
     Unimplemented,
 )
 from anyserve.transport.address import TcpAddress, UnixAddress
-from anyserve.transport.grpclib_client import Channel, open_channel
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.listening import CannotListen
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-async def channel(live: Any) -> AsyncIterator[Channel]:
-    async with open_channel(live.target) as channel:
+async def channel(live: Any) -> AsyncIterator[Any]:
+    async with live.open_channel() as channel:
         yield channel
 
 
-async def call(channel: Channel, method: str, message: bytes = b"") -> bytes:
+async def call(channel: Any, method: str, message: bytes = b"") -> bytes:
     with trio.fail_after(10):
         return await channel.unary(f"/test.Probe/{method}", message, bytes)
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_384, 100_000, 5 * MIB, 33 * MIB])
-async def test_a_message_of_any_size_comes_back(channel: Channel, size: int):
+async def test_a_message_of_any_size_comes_back(channel: Any, size: int):
     message = os.urandom(min(size, 1000)) * (size // 1000 + 1)
     message = message[:size]
     assert await call(channel, "Echo", message) == message
 
 
-async def test_many_calls_share_a_connection(live: Any, channel: Channel):
+async def test_many_calls_share_a_connection(live: Any, channel: Any):
     answers: dict[int, bytes] = {}
 
     async def one(number: int) -> None:
@@ -65,7 +63,7 @@ async def test_many_calls_share_a_connection(live: Any, channel: Channel):
     assert live.server.statistics().calls == 0
 
 
-async def test_streams_run_in_both_directions_with_metadata(channel: Channel):
+async def test_streams_run_in_both_directions_with_metadata(channel: Any):
     async with channel.stream("/test.Probe/EchoAll", bytes, bytes) as stream:
         for number in range(5):
             await stream.send(b"%d" % number)
@@ -78,7 +76,7 @@ async def test_streams_run_in_both_directions_with_metadata(channel: Channel):
         assert stream.trailing_metadata["late"] == "yes"
 
 
-async def test_a_client_stream_and_a_server_stream(channel: Channel):
+async def test_a_client_stream_and_a_server_stream(channel: Any):
     async with channel.stream("/test.Probe/Join", bytes, bytes) as stream:
         await stream.send(b"a")
         await stream.send(b"b", end=True)
@@ -88,7 +86,7 @@ async def test_a_client_stream_and_a_server_stream(channel: Channel):
         assert [message async for message in stream] == [b"mmm"] * 4
 
 
-async def test_concurrent_senders_on_one_stream_keep_their_messages_whole(channel: Channel):
+async def test_concurrent_senders_on_one_stream_keep_their_messages_whole(channel: Any):
     sizes = [10, 3 * MIB, 20, 2 * MIB, 30]
     async with (
         channel.stream("/test.Probe/EchoAll", bytes, bytes) as stream,
@@ -101,19 +99,19 @@ async def test_concurrent_senders_on_one_stream_keep_their_messages_whole(channe
         assert all(message == message[:1] * len(message) for message in got if message)
 
 
-async def test_an_error_of_ours_arrives_with_its_status_and_message(channel: Channel):
+async def test_an_error_of_ours_arrives_with_its_status_and_message(channel: Any):
     with pytest.raises(NotFound) as caught:
         await call(channel, "Fail", b"own")
     assert caught.value.message == "no model 'größe', there is\necho: 100 %"
 
 
-async def test_an_error_in_the_handlers_nursery_is_found_in_its_groups(channel: Channel):
+async def test_an_error_in_the_handlers_nursery_is_found_in_its_groups(channel: Any):
     with pytest.raises(NotFound, match="from a child"):
         await call(channel, "Fail", b"group")
 
 
 async def test_another_exception_is_internal_and_its_traceback_only_in_the_log(
-    channel: Channel, caplog: pytest.LogCaptureFixture
+    channel: Any, caplog: pytest.LogCaptureFixture
 ):
     with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
         await call(channel, "Fail", b"bug")
@@ -122,25 +120,25 @@ async def test_another_exception_is_internal_and_its_traceback_only_in_the_log(
     assert "Traceback" in caplog.text
 
 
-async def test_a_handler_that_sends_no_reply_is_internal(channel: Channel):
+async def test_a_handler_that_sends_no_reply_is_internal(channel: Any):
     with pytest.raises(Internal, match="without a reply"):
         await call(channel, "Silent")
 
 
-async def test_an_unknown_method_is_unimplemented(channel: Channel):
+async def test_an_unknown_method_is_unimplemented(channel: Any):
     with pytest.raises(Unimplemented, match="Nothing"):
         await call(channel, "Nothing")
 
 
 async def test_a_message_over_the_limit_is_refused_and_the_connection_lives(live_small: Any):
-    async with open_channel(live_small.target) as channel:
+    async with live_small.open_channel() as channel:
         with pytest.raises(ResourceExhausted, match="over the limit of 8388608 bytes"):
             await call(channel, "Echo", bytes(8 * MIB + 1))
         assert await call(channel, "Echo", bytes(8 * MIB)) == bytes(8 * MIB)
         assert live_small.server.statistics().connections == 1
 
 
-async def test_the_callers_deadline_reaches_the_handler(live: Any, channel: Channel):
+async def test_the_callers_deadline_reaches_the_handler(live: Any, channel: Any):
     with trio.fail_after(1000):
         await channel.unary("/test.Probe/Echo", b"", bytes)
     assert live.probe.seen.deadline == pytest.approx(trio.current_time() + 1000, abs=5)
@@ -148,7 +146,7 @@ async def test_the_callers_deadline_reaches_the_handler(live: Any, channel: Chan
     assert live.probe.seen.deadline == float("inf")
 
 
-async def test_the_handler_sees_metadata_and_peer(live: Any, channel: Channel):
+async def test_the_handler_sees_metadata_and_peer(live: Any, channel: Any):
     metadata = [("key", "one"), ("key", "two"), ("raw-bin", b"\0\xff")]
     await channel.unary("/test.Probe/Echo", b"", bytes, metadata=metadata)
     assert list(live.probe.seen.metadata.items()) == metadata
@@ -167,7 +165,7 @@ async def test_a_spent_deadline_is_answered_at_once(raw: Any, frame: Any):
     assert (await raw.answer(await raw.call("Hang", frame(b""), grpc_timeout="0n"))).status == "4"
 
 
-async def test_cancelling_the_caller_cancels_the_handler(live: Any, channel: Channel):
+async def test_cancelling_the_caller_cancels_the_handler(live: Any, channel: Any):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(call, channel, "Hang")
         await live.probe.started.wait()
@@ -194,7 +192,7 @@ async def test_a_half_closed_socket_counts_as_gone(live: Any, raw: Any, frame: A
     await live.probe.until_ended()
 
 
-async def test_a_call_counts_until_its_handler_has_ended(live: Any, channel: Channel):
+async def test_a_call_counts_until_its_handler_has_ended(live: Any, channel: Any):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(call, channel, "Wait", b"x")
         await live.probe.started.wait()
@@ -204,7 +202,7 @@ async def test_a_call_counts_until_its_handler_has_ended(live: Any, channel: Cha
 
 
 async def test_stopping_tells_clients_unavailable(live: Any):
-    async with open_channel(live.target) as channel:
+    async with live.open_channel() as channel:
         failures: list[AnyServeError] = []
 
         async def hang() -> None:
@@ -222,7 +220,7 @@ async def test_stopping_tells_clients_unavailable(live: Any):
     assert live.probe.ended == ["cancelled"]
 
 
-async def test_a_drain_lets_calls_finish_and_takes_no_new_ones(live: Any, channel: Channel):
+async def test_a_drain_lets_calls_finish_and_takes_no_new_ones(live: Any, channel: Any):
     answers: list[bytes] = []
 
     async def finish() -> None:
@@ -241,32 +239,33 @@ async def test_a_drain_lets_calls_finish_and_takes_no_new_ones(live: Any, channe
     assert answers == [b"finished"]
 
 
-async def test_a_call_that_crosses_the_goaway_is_refused_as_never_begun(
-    live: Any, raw: Any, frame: Any
-):
+async def test_a_call_that_crosses_the_goaway_never_begins(live: Any, raw: Any, frame: Any):
     waiting = await raw.call("Wait", frame(b"x"))
     await live.probe.started.wait()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(live.server.drain)
         await trio.testing.wait_all_tasks_blocked()
         late = await raw.call("Echo", frame(b"late"))
+        raw.h2.ping(b"12345678")
+        await raw.flush()
         goaway_last_stream_1 = (
             b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00"
         )
-        refused_stream_3 = b"\x00\x00\x04\x03\x00\x00\x00\x00\x03\x00\x00\x00\x07"
+        pong = b"\x00\x00\x08\x06\x01\x00\x00\x00\x00" + b"12345678"
         data = b""
         with trio.fail_after(5):
-            while refused_stream_3 not in data:
+            while pong not in data:
                 data += await raw.socket.receive_some(4096)
         assert goaway_last_stream_1 in data
+        assert live.probe.seen is None
         live.probe.release.set()
     assert (waiting, late) == (1, 3)
     assert live.probe.ended == ["answered"]
 
 
-async def test_the_port_can_be_taken_only_once(live: Any):
+async def test_the_port_can_be_taken_only_once(wire: Any, live: Any):
     with pytest.raises(CannotListen) as caught:
-        await serve([], live.server.address)
+        await wire.serve([], live.server.address)
     assert str(caught.value) == f"cannot listen on {live.target}: Address already in use"
 
 
@@ -280,50 +279,49 @@ async def test_the_port_can_be_taken_only_once(live: Any):
     ],
     ids=["unknown host", "foreign address", "no folder", "long path"],
 )
-async def test_an_address_that_cannot_be_listened_on_is_one_line(address: Any):
+async def test_an_address_that_cannot_be_listened_on_is_one_line(wire: Any, address: Any):
     with pytest.raises(CannotListen, match="cannot listen on") as caught:
-        await serve([], address)
+        await wire.serve([], address)
     assert "\n" not in str(caught.value)
 
 
-async def test_localhost_is_one_port_on_all_its_addresses(nursery: trio.Nursery):
-    server = await nursery.start(serve, [], TcpAddress("localhost", 0))
+async def test_localhost_is_one_port_on_all_its_addresses(wire: Any, nursery: trio.Nursery):
+    server = await nursery.start(wire.serve, [], TcpAddress("localhost", 0))
     for family, _, _, _, place in socket.getaddrinfo("localhost", server.address.port):
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.connect(place)
     nursery.cancel_scope.cancel()
 
 
-async def test_a_unix_socket_is_private_and_is_removed_at_the_end(live: Any, tmp_path: Path):
+async def test_a_unix_socket_is_private_and_is_removed_at_the_end(
+    wire: Any, live: Any, tmp_path: Path
+):
     path = tmp_path / "admin.sock"
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve, [live.probe], UnixAddress(str(path)))
+        await nursery.start(wire.serve, [live.probe], UnixAddress(str(path)))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        async with open_channel(f"unix:{path}") as channel:
+        async with wire.open_channel(f"unix:{path}") as channel:
             assert await call(channel, "Echo", b"over unix") == b"over unix"
             assert live.probe.seen.peer == "unix"
         nursery.cancel_scope.cancel()
     assert not path.exists()
 
 
-async def test_accepted_and_dialled_sockets_have_nodelay(live: Any, channel: Channel):
+async def test_accepted_and_dialled_sockets_have_nodelay(live: Any, channel: Any):
     await call(channel, "Echo")
-    protocols = [connection.protocol for connection in live.server.connections]
-    protocols += [connection.protocol for connection in channel._open]
-    assert len(protocols) == 2
-    for protocol in protocols:
-        sock = protocol._transport.get_extra_info("socket")
+    for connection in (*live.server.connections, channel._connection):
+        sock = live.wire.socket_of(connection)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
-async def test_nothing_is_left_open_after_a_server_and_a_channel(tmp_path: Path):
+async def test_nothing_is_left_open_after_a_server_and_a_channel(wire: Any, tmp_path: Path):
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
     async def once() -> None:
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(serve, [], TcpAddress("127.0.0.1", 0))
-            async with open_channel(server.address) as channel:
+            server = await nursery.start(wire.serve, [], TcpAddress("127.0.0.1", 0))
+            async with wire.open_channel(server.address) as channel:
                 with pytest.raises(Unimplemented):
                     await call(channel, "Echo")
             nursery.cancel_scope.cancel()
@@ -348,10 +346,10 @@ class Upper:
 
 
 async def test_typed_messages_are_decoded_and_malformed_ones_are_invalid(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+    wire: Any, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ):
-    server = await nursery.start(serve, [Upper()], TcpAddress("127.0.0.1", 0))
-    async with open_channel(server.address) as channel:
+    server = await nursery.start(wire.serve, [Upper()], TcpAddress("127.0.0.1", 0))
+    async with wire.open_channel(server.address) as channel:
         request = HealthCheckRequest(service="abc")
         reply = await channel.unary("/t.T/Upper", request, HealthCheckRequest)
         assert reply.service == "ABC"

@@ -1,0 +1,198 @@
+"""A gRPC channel on Trio's own sockets."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from anyserve.errors import Unavailable
+from anyserve.transport import channel, http2
+from anyserve.transport.address import Address, TcpAddress, parse_address
+from anyserve.transport.channel import ClientConnection
+from anyserve.transport.headers import Headers
+from anyserve.transport.rpc import Limits
+from anyserve.transport.trio_connection import READ_BUFFER, Connection
+from anyserve.transport.trio_stream import Stream
+
+_MAX_CONCURRENT_STREAMS = 3
+_CLOSE_GRACE = 0.1
+"""Seconds for a server's socket to take the last resets."""
+
+
+class _Wire(Stream):
+    """The client's end of a stream."""
+
+    def __init__(self, connection: Connection, stream_id: int) -> None:
+        super().__init__(connection, stream_id)
+        self.headers: Headers | None = None
+        self.trailers: Headers | None = None
+
+    async def received_headers(self) -> Headers:
+        """See `ClientWire`."""
+        while self.headers is None:
+            await self.news()
+        return self.headers
+
+    async def received_trailers(self) -> Headers:
+        """See `ClientWire`."""
+        while self.trailers is None and not self.peer_ended:
+            await self.news()
+        return self.trailers or ()
+
+    def flush(self) -> None:
+        """See `ClientWire`."""
+        self._connection.wake()
+
+
+class _Connection(Connection):
+    """One connection of a channel with its calls."""
+
+    def __init__(self, sock: socket.socket, buffer: memoryview) -> None:
+        super().__init__(sock, buffer, client=True, max_streams=0)
+        self.usable = True
+        """Whether it takes new calls."""
+        self._allowed: float = math.inf
+        self._greeted = trio.Event()
+        self._room_for_calls = trio.lowlevel.ParkingLot()
+        self._handlers[http2.ResponseReceived] = self._on_response
+        self._handlers[http2.TrailersReceived] = self._on_trailers
+        self._handlers[http2.GoAwayReceived] = self._on_goaway
+
+    async def run(self) -> None:
+        """Own the connection until it is closed; cancelled, its calls fail."""
+        try:
+            async with trio.open_nursery() as io:
+                io.start_soon(self.write)
+                await self.read()
+                io.cancel_scope.cancel()
+        finally:
+            await self.close(_CLOSE_GRACE)
+
+    async def greeted(self) -> None:
+        """Wait for the server's settings, which say how many calls it allows; raises if it ends."""
+        await self._greeted.wait()
+        if self.ended is not None:
+            raise Unavailable(f"the connection to {self.peer} is lost: {self.ended}")
+
+    async def begin(self, headers: Headers) -> _Wire | None:
+        """See `ClientConnection`."""
+        while self.usable:
+            if len(self.streams) >= self._allowed:
+                await self._room_for_calls.park()
+                continue
+            try:
+                wire = _Wire(self, self.http2.request(headers))
+            except http2.NoMoreStreams:
+                self.retire()
+                break
+            self.streams[wire.id] = wire
+            # Not before it has put the headers in its output does HTTP/2 know the stream.
+            self._early.append(self._output())
+            return wire
+        return None
+
+    def release(self, wire: _Wire) -> None:
+        """See `ClientConnection`."""
+        self._end_if_done()
+
+    def retire(self) -> None:
+        """See `Connection`; it closes once the calls in flight have ended."""
+        self.usable = False
+        self._room_for_calls.unpark_all()
+        self._end_if_done()
+
+    def end(self, reason: str) -> None:
+        """See `Connection`."""
+        self.usable = False
+        super().end(reason)
+        self._greeted.set()
+        self._room_for_calls.unpark_all()
+
+    def _end_if_done(self) -> None:
+        if not self.usable and not self.streams:
+            self.end("it is done")
+
+    def _on_stream_closed(self, event: http2.StreamClosed) -> None:
+        super()._on_stream_closed(event)
+        self._room_for_calls.unpark()
+        self._end_if_done()
+
+    def _on_settings(self, event: http2.SettingsReceived) -> None:
+        super()._on_settings(event)
+        self._allowed = event.settings.get(_MAX_CONCURRENT_STREAMS, self._allowed)
+        self._greeted.set()
+        self._room_for_calls.unpark_all()
+
+    def _on_response(self, event: http2.ResponseReceived) -> None:
+        stream = self.streams.get(event.stream_id)
+        if isinstance(stream, _Wire):
+            stream.headers = http2.decode(event.headers)
+            stream.arrived(b"", event.end_stream)
+
+    def _on_trailers(self, event: http2.TrailersReceived) -> None:
+        stream = self.streams.get(event.stream_id)
+        if isinstance(stream, _Wire):
+            stream.trailers = http2.decode(event.headers)
+            stream.arrived(b"", ended=True)
+
+    def _on_goaway(self, event: http2.GoAwayReceived) -> None:
+        if event.error_code:
+            self.end(f"the server ended it with error {event.error_code}")
+        else:
+            self.retire()
+
+
+class Channel(channel.Channel):
+    """Calls to one server; see `open_channel`."""
+
+    def __init__(self, address: Address, limits: Limits, connections: trio.Nursery) -> None:
+        super().__init__(address, limits)
+        self._connections = connections
+        self._buffer = memoryview(bytearray(READ_BUFFER))
+
+    async def connect(self) -> ClientConnection:
+        """See `channel.Channel`."""
+        try:
+            if isinstance(self.address, TcpAddress):
+                stream = await trio.open_tcp_stream(self.address.host, self.address.port)
+            else:
+                stream = await trio.open_unix_socket(self.address.path)
+        except OSError as error:
+            # Trio says that all attempts failed, and in the cause how.
+            cause = error.__cause__
+            raise (cause if isinstance(cause, OSError) else error) from None
+        sock = socket.socket(fileno=stream.socket.detach())
+        connection = _Connection(sock, self._buffer)
+        self._connections.start_soon(connection.run)
+        try:
+            await connection.greeted()
+        except BaseException:
+            connection.end("nobody waits for it")
+            raise
+        return connection
+
+
+@asynccontextmanager
+async def open_channel(
+    address: str | Address, *, limits: Limits | None = None
+) -> AsyncIterator[Channel]:
+    """A channel to `host:port` or `unix:/path`; it connects at its first call, and again when lost.
+
+    Leaving the block ends the calls that are still open with `Unavailable` and closes the
+    connection. Raises `InvalidArgument` for what is no address.
+    """
+    target = parse_address(address) if isinstance(address, str) else address
+    failure: Exception | None = None
+    async with trio.open_nursery() as connections:
+        try:
+            yield Channel(target, limits or Limits(), connections)
+        except Exception as error:
+            # It leaves as it is, not in a group that the block knows nothing of.
+            failure = error
+        connections.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

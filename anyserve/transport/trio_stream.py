@@ -1,0 +1,197 @@
+"""One HTTP/2 stream on Trio's sockets: what has arrived on it, and its turns at sending."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from anyserve.errors import AnyServeError, Cancelled
+from anyserve.transport.headers import Headers
+from anyserve.transport.http2 import StreamGone
+from anyserve.transport.waiting import Waiter
+from anyserve.transport.wire import ErrorCode
+
+if TYPE_CHECKING:
+    from anyserve.transport.trio_connection import Connection
+
+PART = 64 * 1024
+"""Bytes of one stream in one output of its connection, so that other streams come between."""
+_BURST = 16
+"""Messages that a task may send between two outputs before others have a turn."""
+
+
+class Stream:
+    """A `WireStream`, but for what makes it a server's or a client's."""
+
+    def __init__(self, connection: Connection, stream_id: int) -> None:
+        self.id = stream_id
+        self.peer = connection.peer
+        self.closed = False
+        """Whether HTTP/2 knows it no more."""
+        self.peer_ended = False
+        """Whether the peer has said all it had to say."""
+        self.may_send = Waiter()
+        """Where the sender waits, for the stream's window or for its turn at the connection."""
+        self.left = False
+        """Whether nobody here wants anything of it any more."""
+        self._connection = connection
+        self._http2 = connection.http2
+        self._chunks: deque[bytes] = deque()
+        self._news = Waiter()
+        self._failure: AnyServeError | None = None
+        self._begun = False
+        self._ended = False
+        self._turn = -1
+        self._burst = 0
+
+    async def receive_some(self) -> bytes:
+        """See `WireStream`; returns without a turn of the loop where something is here."""
+        while not self._chunks:
+            if self.peer_ended:
+                return b""
+            await self.news()
+        data = self._chunks.popleft()
+        self._connection.consume(self.id, len(data))
+        return data
+
+    async def news(self) -> None:
+        """Wait until something has arrived; raises what the stream has failed with."""
+        await self._check_alive()
+        await self._news.wait()
+
+    def send_now(
+        self,
+        headers: Headers | None = None,
+        data: tuple[bytes, ...] = (),
+        trailers: Headers | None = None,
+        end: bool = False,
+    ) -> bool:
+        """See `WireStream`."""
+        if not self.open:
+            return False
+        connection = self._connection
+        if data:
+            size = len(data[0]) if len(data) == 1 else sum(map(len, data))
+            if size > PART or size > connection.room(self):
+                return False
+        if connection.turn != self._turn:
+            self._turn = connection.turn
+            self._burst = 0
+        elif self._burst == _BURST:
+            return False
+        self._burst += 1
+        if headers is not None:
+            self._begin(headers)
+        for part in data:
+            self._http2.send_data(self.id, part)
+        self._end(trailers, end)
+        connection.wake()
+        return True
+
+    async def send(
+        self,
+        headers: Headers | None = None,
+        data: tuple[bytes, ...] = (),
+        trailers: Headers | None = None,
+        end: bool = False,
+    ) -> None:
+        """See `WireStream`."""
+        await self._check_alive()
+        connection = self._connection
+        if headers is not None:
+            self._begin(headers)
+        for part in data:
+            left = memoryview(part)
+            while left:
+                room = await self._room()
+                self._http2.send_data(self.id, left[:room])
+                left = left[room:]
+                connection.wake()
+                connection.share_room()
+        if trailers is not None or end:
+            await self._check_alive()
+            self._end(trailers, end)
+        connection.wake()
+
+    def end_now(self, trailers: Headers) -> None:
+        """See `WireStream`."""
+        if self.open:
+            # What the peer has reset may have that event still before it.
+            with suppress(StreamGone):
+                self._end(trailers, True)
+            self._connection.wake()
+
+    def reset(self, code: int = ErrorCode.CANCEL) -> None:
+        """See `WireStream`; an answer that is complete is sent before."""
+        self.left = True
+        while self._chunks:
+            self._connection.consume(self.id, len(self._chunks.popleft()))
+        if self.closed or (self._ended and self.peer_ended):
+            return
+        self._connection.reset(self.id, code, after_output=self._ended)
+        self._ended = True
+
+    @property
+    def open(self) -> bool:
+        """Whether anything can still be sent on it."""
+        return not self.closed and not self._ended
+
+    def arrived(self, data: bytes, ended: bool) -> None:
+        """The peer has sent DATA."""
+        if not self.left:
+            if data:
+                self._chunks.append(data)
+        elif data:
+            self._connection.consume(self.id, len(data))
+        if ended:
+            self.peer_ended = True
+        self._news.wake()
+
+    def lost(self, error: AnyServeError) -> None:
+        """It has failed with `error`, which ends every wait at it."""
+        self.closed = True
+        if self._failure is None:
+            self._failure = error
+        self._news.wake()
+        self.may_send.wake()
+
+    def _begin(self, headers: Headers) -> None:
+        self._begun = True
+        self._http2.respond(self.id, headers)
+
+    def _end(self, trailers: Headers | None, end: bool) -> None:
+        if trailers is not None:
+            self._ended = True
+            if self._begun:
+                self._http2.send_trailers(self.id, trailers)
+            else:
+                self._http2.respond(self.id, trailers, end=True)
+        elif end:
+            self._ended = True
+            self._http2.end(self.id)
+
+    async def _room(self) -> int:
+        """Bytes that may be queued now, at least one; waits for the peer and for others' turns."""
+        connection = self._connection
+        while True:
+            try:
+                await self._check_alive()
+                room = min(connection.room(self), PART - self._http2.queued(self.id))
+            except BaseException:
+                # Whoever waits behind this one may have what it cannot use.
+                connection.share_room()
+                raise
+            if room > 0:
+                return room
+            await connection.wait_for_room(self)
+
+    async def _check_alive(self) -> None:
+        if self._failure is not None:
+            # On a server the scope is cancelled too, and that is what its handler is to see.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise self._failure
+        if self.closed:
+            raise Cancelled("the stream is closed")
