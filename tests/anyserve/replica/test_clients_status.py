@@ -36,10 +36,12 @@ def echo_request(datatype: str, shape: list[int], content: bytes) -> Any:
     )
 
 
-def put_typed(request: Any) -> None:
+def put_typed(request: Any) -> Any:
+    """The inputs, whose contents are typed now."""
     del request.raw_input_contents[:]
     for tensor in request.inputs:
         tensor.contents.fp32_contents.extend([1, 2])
+    return request.inputs
 
 
 def put_wrong_field(request: Any) -> None:
@@ -165,11 +167,11 @@ MISTAKES: dict[str, tuple[Mutation, str]] = {
     "no contents": (lambda r: r.ClearField("raw_input_contents"), "'A'"),
     "contents in another field": (put_wrong_field, "'B'"),
     "too few elements": (
-        lambda r: (put_typed(r), r.inputs[1].contents.fp32_contents.pop()),
+        lambda r: put_typed(r)[1].contents.fp32_contents.pop(),
         "'B'",
     ),
     "too many elements": (
-        lambda r: (put_typed(r), r.inputs[1].contents.fp32_contents.append(3)),
+        lambda r: put_typed(r)[1].contents.fp32_contents.append(3),
         "'B'",
     ),
     "negative shape": (lambda r: r.inputs[1].shape.__setitem__(0, -1), "'B'"),
