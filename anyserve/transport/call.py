@@ -44,7 +44,7 @@ class ServerCall:
         self.method = method
         self.path = head.path
         self.wire = wire
-        self._reader = MessageReader(wire.receive_some, head.encoding, max_message_bytes)
+        self._reader = MessageReader(wire.receive, head.encoding, max_message_bytes)
         self._sending: trio.Lock | None = None
         self._reply: tuple[bytes, ...] = ()
         self._received_any = False

@@ -51,7 +51,7 @@ class ClientWire(Protocol):
         end: bool = False,
     ) -> None: ...
 
-    async def receive_some(self) -> bytes: ...
+    async def receive(self) -> list[bytes]: ...
 
     async def received_headers(self) -> h.Headers:
         """The answer's first headers; waits for them."""
@@ -133,7 +133,7 @@ class ClientStream(Generic[_Request, _Reply]):
             if error is not None:
                 raise error
             encoding = dict(headers).get("grpc-encoding", "identity")
-            self._reader = MessageReader(self._wire.receive_some, encoding, self._max_message_bytes)
+            self._reader = MessageReader(self._wire.receive, encoding, self._max_message_bytes)
         data = await self._reader.read()
         if data is not None:
             return cast(_Reply, decode(data, self._reply_type))

@@ -38,10 +38,10 @@ class MessageReader:
     """
 
     def __init__(
-        self, receive_some: Callable[[], Awaitable[bytes]], encoding: str, max_bytes: int
+        self, receive: Callable[[], Awaitable[list[bytes]]], encoding: str, max_bytes: int
     ) -> None:
-        """`receive_some` gives the next bytes of the call, none at its end."""
-        self._receive_some = receive_some
+        """`receive` gives the next bytes of the call, in one piece or many, none at its end."""
+        self._receive = receive
         self._encoding = encoding
         self._max_bytes = max_bytes
         self._chunks: deque[bytes] = deque()
@@ -56,14 +56,16 @@ class MessageReader:
         call that names no compression.
         """
         if not self._size:
-            chunk = await self._receive_some()
-            size = len(chunk) - _PREFIX.size
-            if 0 <= size <= self._max_bytes and _PREFIX.unpack_from(chunk) == (0, size):
-                # Exactly one message: most calls are that, and need no more.
-                return chunk[_PREFIX.size :]
-            if not chunk:
+            chunks = await self._receive()
+            if len(chunks) == 1:
+                chunk = chunks[0]
+                size = len(chunk) - _PREFIX.size
+                if 0 <= size <= self._max_bytes and _PREFIX.unpack_from(chunk) == (0, size):
+                    # Exactly one message: most calls are that, and need no more.
+                    return chunk[_PREFIX.size :]
+            elif not chunks:
                 return None
-            self._hold(chunk)
+            self._hold(chunks)
         if not await self._fill(_PREFIX.size):
             raise InvalidArgument(f"the stream ends {self._size} bytes into a message's prefix")
         compressed, length = _PREFIX.unpack(self._take(_PREFIX.size))
@@ -82,15 +84,15 @@ class MessageReader:
     async def _fill(self, size: int) -> bool:
         """Hold at least `size` bytes; False when the call has no more."""
         while self._size < size:
-            chunk = await self._receive_some()
-            if not chunk:
+            chunks = await self._receive()
+            if not chunks:
                 return False
-            self._hold(chunk)
+            self._hold(chunks)
         return True
 
-    def _hold(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
+    def _hold(self, chunks: list[bytes]) -> None:
+        self._chunks.extend(chunks)
+        self._size += sum(map(len, chunks))
 
     def _take(self, size: int) -> bytes:
         """Take exactly `size` bytes, which are held."""

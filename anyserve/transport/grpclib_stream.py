@@ -95,20 +95,19 @@ class H2Wire:
         self._connection = connection
         self._h2 = connection.h2
 
-    async def receive_some(self) -> bytes:
+    async def receive(self) -> list[bytes]:
         """See `WireStream`."""
+        chunks: list[bytes] = []
         while True:
-            chunk = self.buffer.take()
-            if chunk is not None:
+            while (chunk := self.buffer.take()) is not None:
                 data, ack_size = chunk
                 self._connection.ack(self.id, ack_size)
                 if data:
-                    return data
-            elif self.buffer.ended:
-                return b""
-            else:
-                await self._check_alive()
-                await self.buffer.arrived.next()
+                    chunks.append(data)
+            if chunks or self.buffer.ended:
+                return chunks
+            await self._check_alive()
+            await self.buffer.arrived.next()
 
     def send_now(
         self,

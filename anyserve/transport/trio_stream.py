@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ class Stream:
         """Whether nobody here wants anything of it any more."""
         self._connection = connection
         self._http2 = connection.http2
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._news = Waiter()
         self._failure: AnyServeError | None = None
         self._begun = False
@@ -47,15 +46,11 @@ class Stream:
         self._turn = -1
         self._burst = 0
 
-    async def receive_some(self) -> bytes:
+    async def receive(self) -> list[bytes]:
         """See `WireStream`; returns without a turn of the loop where something is here."""
-        while not self._chunks:
-            if self.peer_ended:
-                return b""
+        while not self._chunks and not self.peer_ended:
             await self.news()
-        data = self._chunks.popleft()
-        self._connection.consume(self.id, len(data))
-        return data
+        return self._take()
 
     async def news(self) -> None:
         """Wait until something has arrived; raises what the stream has failed with."""
@@ -127,8 +122,7 @@ class Stream:
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
         """See `WireStream`; an answer that is complete is sent before."""
         self.left = True
-        while self._chunks:
-            self._connection.consume(self.id, len(self._chunks.popleft()))
+        self._take()
         if self.closed or (self._ended and self.peer_ended):
             return
         self._connection.reset(self.id, code, after_output=self._ended)
@@ -157,6 +151,14 @@ class Stream:
             self._failure = error
         self._news.wake()
         self.may_send.wake()
+
+    def _take(self) -> list[bytes]:
+        chunks = self._chunks
+        if chunks:
+            self._chunks = []
+            size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+            self._connection.consume(self.id, size)
+        return chunks
 
     def _begin(self, headers: Headers) -> None:
         self._begun = True

@@ -44,11 +44,11 @@ class WireStream(Protocol):
     scope: trio.CancelScope
     """A server's: cancelled when the client gives the call up or its connection breaks."""
 
-    async def receive_some(self) -> bytes:
-        """The next bytes of the peer's DATA frames, none once the peer has ended its side.
+    async def receive(self) -> list[bytes]:
+        """The bytes of the peer's DATA frames that are here, none once the peer has ended its side.
 
-        Waits for the peer, and gives its window back for what is taken. Cancelled, nothing is
-        lost. Raises an `AnyServeError` when the stream has failed.
+        Waits for the peer where there are none, and gives its window back for what is taken.
+        Cancelled, nothing is lost. Raises an `AnyServeError` when the stream has failed.
         """
         ...
 

@@ -29,18 +29,22 @@ def compressed(message: bytes, encoding: str) -> bytes:
     return struct.pack(">BI", 1, len(body)) + body
 
 
-def reader(data: list[bytes], encoding: str = "identity", limit: int = MIB) -> MessageReader:
+def reader(
+    data: list[bytes], encoding: str = "identity", limit: int = MIB, together: int = 1
+) -> MessageReader:
     chunks = iter(data)
 
-    async def receive_some() -> bytes:
+    async def receive() -> list[bytes]:
         await trio.lowlevel.checkpoint()
-        return next(chunks, b"")
+        return list(itertools.islice(chunks, together))
 
-    return MessageReader(receive_some, encoding, limit)
+    return MessageReader(receive, encoding, limit)
 
 
-async def read_all(data: list[bytes], encoding: str = "identity", limit: int = MIB) -> list[bytes]:
-    source = reader(data, encoding, limit)
+async def read_all(
+    data: list[bytes], encoding: str = "identity", limit: int = MIB, together: int = 1
+) -> list[bytes]:
+    source = reader(data, encoding, limit, together)
     messages = []
     while (message := await source.read()) is not None:
         messages.append(message)
@@ -56,12 +60,15 @@ def chunked(data: bytes, cuts: list[int]) -> list[bytes]:
     messages=st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=5),
     encoding=st.sampled_from(["gzip", "deflate"]),
     cuts=st.lists(st.integers(min_value=0), max_size=12),
+    together=st.integers(1, 4),
 )
-def test_messages_come_back_however_the_bytes_are_cut(messages, encoding, cuts):
+def test_messages_come_back_however_the_bytes_are_cut(messages, encoding, cuts, together):
     wire = b"".join(
         compressed(message, encoding) if squeeze else pack(message) for message, squeeze in messages
     )
-    assert trio.run(read_all, chunked(wire, cuts), encoding) == [m for m, _ in messages]
+    assert trio.run(read_all, chunked(wire, cuts), encoding, MIB, together) == [
+        m for m, _ in messages
+    ]
 
 
 @given(data=st.binary(max_size=200), encoding=st.sampled_from(["identity", "gzip", "deflate"]))
