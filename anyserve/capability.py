@@ -13,6 +13,7 @@ Everything here is a pure function of values.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -142,9 +143,12 @@ def need_of(
 
 
 def _typed(key: str, value: Attribute) -> Attribute:
-    if not key.startswith(("max_", "min_")) or not isinstance(value, str):
+    if not key.startswith(("max_", "min_")):
         return value
     try:
-        return float(value)
+        number = float(value) if isinstance(value, str) else value
     except ValueError:
-        raise InvalidArgument(f"need {key}={value!r} is not a number") from None
+        number = math.nan
+    if math.isnan(number):
+        raise InvalidArgument(f"need {key}={value!r} is not a number")
+    return number

@@ -75,11 +75,11 @@ class Dispatcher(Actor[None]):
         return pool
 
     def loaded_pool(self, name: str) -> Pool:
-        """The pool of exactly `name` where it is loaded or loading; raises `NotFound`."""
-        pool = self.pool(name)
-        if pool.state not in (State.READY, State.LOADING):
-            raise NotFound(explain_absence(Capability(name), self._loaded()))
-        return pool
+        """The pool that serves `name`, loaded or loading: the one that requests for it go to.
+
+        Raises `NotFound` when there is none.
+        """
+        return self.match(Capability(name))[0]
 
     def declare(self, offer: Offer) -> Pool:
         """Make a capability known; it is not loaded by that."""
@@ -219,7 +219,6 @@ class Execution:
         except BaseException as error:
             self._end(error)
             raise
-        self._queued = trio.current_time() - self._arrived
         return self
 
     async def receive(self) -> Reply | None:
@@ -261,8 +260,10 @@ class Execution:
             except BaseException:
                 pool.release(seat)
                 raise
-            exchange.on_ended(partial(_give_back, pool, seat, trio.current_time()))
+            started = trio.current_time()
+            exchange.on_ended(partial(_give_back, pool, seat, started))
             self._pool, self._exchange = pool, exchange
+            self._queued = started - self._arrived
             return
 
     async def _take_slot(self) -> tuple[Pool, Seat]:
@@ -276,7 +277,7 @@ class Execution:
         refused: AnyServeError | None = None
         for pool in pools:
             try:
-                return pool, await pool.acquire(self._call.deadline, trio.current_time())
+                return pool, await pool.acquire(self._call.deadline)
             except (ResourceExhausted, Unavailable) as error:
                 refused = refused or error
         assert refused is not None
@@ -289,8 +290,7 @@ class Execution:
             sequences = self._dispatcher._sequences[pool.offer.name]
             self._open = sequences.enter(sequence, trio.current_time())
             await self._open.turn.acquire()
-        now = trio.current_time()
-        self._open.seat = await pool.acquire(self._call.deadline, now, self._open.seat)
+        self._open.seat = await pool.acquire(self._call.deadline, self._open.seat)
         return self._open.seat
 
     def _end(self, error: BaseException | None) -> None:

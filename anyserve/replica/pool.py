@@ -89,7 +89,7 @@ class Pool:
         if not self.serving:
             raise Unavailable(f"no worker for {self.offer.name!r} is ready: {self.reason}")
 
-    async def acquire(self, deadline: float, now: float, pinned: Seat | None = None) -> Seat:
+    async def acquire(self, deadline: float, pinned: Seat | None = None) -> Seat:
         """A slot, on `pinned` where given.
 
         Waits in the queue until one is free; the caller's scope bounds that, and cancelled it
@@ -110,7 +110,7 @@ class Pool:
             ahead=self._queue.ahead_of(deadline),
             slots=slots,
             service_time=self.service_time.mean,
-            budget=deadline - now,
+            budget=deadline - trio.current_time(),
         )
         if reason is not None:
             raise ResourceExhausted(f"{self.offer.name!r} refuses the request: {reason}")

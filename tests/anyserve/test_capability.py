@@ -109,9 +109,10 @@ def test_needs_come_from_parameters_before_metadata_and_limits_are_numbers() -> 
     assert need_of("decode", {"temperature": 0.5}) == Capability("decode")
 
 
-def test_a_limit_that_is_no_number_is_refused() -> None:
+@pytest.mark.parametrize("value", ["large", "nan", float("nan"), ""])
+def test_a_limit_that_is_no_number_is_refused(value: str | float) -> None:
     with pytest.raises(InvalidArgument, match="max_context"):
-        need_of("decode", {"need.max_context": "large"})
+        need_of("decode", {"need.max_context": value})
 
 
 @pytest.mark.parametrize("name", ["decode", "decode.heavy", "a-b_c.9"])

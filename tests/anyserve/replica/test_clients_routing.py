@@ -60,8 +60,8 @@ def test_parameters_say_what_a_request_needs(raw: Any, needs: dict[str, Any], se
         ({"need.model": "other"}, CODE.NOT_FOUND, "model"),
         ({"need.colour": "red"}, CODE.NOT_FOUND, "colour"),
         ({"need.max_context": "many"}, CODE.INVALID_ARGUMENT, "max_context"),
-        ({"need.max_context": "nan"}, CODE.NOT_FOUND, "max_context"),
-        ({"need.max_context": float("nan")}, CODE.NOT_FOUND, "max_context"),
+        ({"need.max_context": "nan"}, CODE.INVALID_ARGUMENT, "max_context"),
+        ({"need.max_context": float("nan")}, CODE.INVALID_ARGUMENT, "max_context"),
     ],
 )
 def test_a_need_that_nothing_satisfies_is_refused_in_words(

@@ -335,6 +335,16 @@ async def test_the_least_powerful_offer_serves_and_a_stronger_one_takes_over_whe
         nursery.cancel_scope.cancel()
 
 
+async def test_metadata_of_a_name_is_of_the_pool_that_its_requests_go_to() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.worker_up(ManualExecutor(), [Offer(Capability("echo.heavy"))])
+    dispatcher.declare(Offer(Capability("echo")))
+    dispatcher.set_state("echo.heavy", State.READY)
+    assert dispatcher.loaded_pool("echo").offer.name == "echo.heavy"
+    with pytest.raises(NotFound, match=r"there is: echo\.heavy"):
+        dispatcher.loaded_pool("speech")
+
+
 async def test_an_unknown_capability_is_not_found_and_the_message_names_what_there_is() -> None:
     dispatcher = serving(ManualExecutor())
     with pytest.raises(NotFound, match="there is: echo"):
