@@ -23,7 +23,7 @@ TIMEOUT = "grpc-timeout"
 _ACCEPTED_CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?(;.*)?")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_NOT_METADATA = frozenset({"te", "content-type", "user-agent"})
+_NOT_METADATA = frozenset({"te", "content-type", "content-length", "user-agent"})
 _MAX_STATUS_MESSAGE = 4096
 """Encoded length; clients refuse trailers much longer than that, and lose the status with them."""
 
