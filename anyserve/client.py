@@ -15,7 +15,7 @@ from anyserve.capability import Attribute
 from anyserve.errors import Unknown
 from anyserve.messages import OutputValue, Response, as_array
 from anyserve.transport.channel import Channel, ClientStream
-from anyserve.transport.grpclib_client import open_channel
+from anyserve.transport.trio_client import open_channel
 
 Reply = TypeVar("Reply")
 _SERVICE = "/inference.GRPCInferenceService"

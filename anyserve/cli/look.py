@@ -15,7 +15,8 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve.errors import AnyServeError, NotFound
 from anyserve.replica.admin_socket import socket_path
 from anyserve.transport.address import TcpAddress, parse_address
-from anyserve.transport.grpclib_client import Channel, open_channel
+from anyserve.transport.channel import Channel
+from anyserve.transport.trio_client import open_channel
 
 _ADMIN = "/anyserve.v1.Admin"
 

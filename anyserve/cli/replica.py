@@ -23,6 +23,7 @@ from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig
 from anyserve.replica.repository import Plan, StartError
 from anyserve.transport.listening import CannotListen
 from anyserve.transport.rpc import MIB, Limits
+from anyserve.transport.wires import WIRES
 
 _DESCRIPTION = """\
 Serve capabilities over KServe v2 (gRPC), each by worker processes of its app.
@@ -68,6 +69,7 @@ def add_command(commands: Any) -> None:
     add("--message-limit", type=_count, default=256, metavar="MIB", help="largest message (256)")
     add("--no-client-shared-memory", action="store_true", help="refuse clients' own memory")
     add("--server-name", default="anyserve", help="what ServerMetadata says (anyserve)")
+    add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     parser.set_defaults(run=run)
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         host=options.host,
         port=options.port,
         server_name=options.server_name,
+        transport=options.transport,
         limits=Limits(max_message_bytes=options.message_limit * MIB),
         drain_timeout=options.drain_timeout,
         client_shared_memory=not options.no_client_shared_memory,

@@ -19,7 +19,6 @@ from anyserve_actors import (
     Supervisor,
     Tree,
 )
-from anyserve_actors.asyncio_bridge import Bridge, open_bridge
 
 from anyserve.objects.arena import Arena
 from anyserve.objects.regions import Regions
@@ -32,11 +31,11 @@ from anyserve.replica.repository import Plan, Repository
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
 from anyserve.transport.address import Address, TcpAddress, UnixAddress
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
 from anyserve.transport.server import Server
+from anyserve.transport.wires import WIRES, Serve, open_wire
 
 DEFAULT_PORT = 8001
 """Triton's gRPC port."""
@@ -51,6 +50,8 @@ class ReplicaConfig:
     port: int = DEFAULT_PORT
     """0: one that is free."""
     server_name: str = "anyserve"
+    transport: str = WIRES[0]
+    """One of `WIRES`."""
     limits: Limits = attrs.field(factory=Limits)
     drain_timeout: float = 30.0
     """Seconds that requests in flight have to end once the replica is told to stop."""
@@ -92,19 +93,19 @@ class Listener(Actor[None]):
     """Serves gRPC services on one address."""
 
     def __init__(
-        self, services: Sequence[Service], address: Address, limits: Limits, bridge: Bridge
+        self, serve: Serve, services: Sequence[Service], address: Address, limits: Limits
     ) -> None:
+        self._serve = serve
         self._services = services
         self._address = address
         self._limits = limits
-        self._bridge = bridge
         self.server: Server | None = None
         """Set while it serves."""
 
     async def run(self, context: Context[None]) -> None:
         """Serve until stopped; raises `CannotListen` when the address is taken."""
         self.server = await context.nursery.start(
-            partial(serve, self._services, self._address, limits=self._limits, bridge=self._bridge)
+            partial(self._serve, self._services, self._address, limits=self._limits)
         )
         context.started()
         await trio.sleep_forever()
@@ -125,7 +126,7 @@ class Replica:
 
     def __init__(self, config: ReplicaConfig) -> None:
         self._config = config
-        self._bridge: Bridge
+        self._serve: Serve
         self._objects = ObjectPlane()
         self._workers = Supervisor()
         self._health = HealthState()
@@ -164,7 +165,7 @@ class Replica:
         `CannotListen` when it can't start, and what failed when it can't go on, which also cancels
         the block. Leaving the block ends the workers, each within some seconds.
         """
-        async with open_bridge() as self._bridge, self._tree.running():
+        async with open_wire(self._config.transport) as self._serve, self._tree.running():
             self._update_health()
             yield
 
@@ -226,7 +227,7 @@ class Replica:
         services: list[Service] = [inference, HealthService(self._health)]
         services.append(ReflectionService([*services]))
         address = TcpAddress(config.host, config.port)
-        self._ingress = Listener(services, address, config.limits, self._bridge)
+        self._ingress = Listener(self._serve, services, address, config.limits)
         return self._ingress
 
     def _new_admin(self) -> Listener:
@@ -239,4 +240,4 @@ class Replica:
             links=self.repository.links,
             dispatcher=self.dispatcher,
         )
-        return Listener([service], UnixAddress(str(path)), Limits(), self._bridge)
+        return Listener(self._serve, [service], UnixAddress(str(path)), Limits())

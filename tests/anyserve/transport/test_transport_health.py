@@ -18,9 +18,9 @@ from anyserve_protos.grpc.health.v1 import (
 
 from anyserve.errors import InvalidArgument, NotFound
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.grpclib_client import Channel, open_channel
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.health import HealthService, HealthState
+from anyserve.transport.trio_client import Channel, open_channel
+from anyserve.transport.trio_server import serve
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"

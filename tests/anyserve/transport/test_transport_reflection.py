@@ -14,10 +14,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.grpclib_client import Channel, open_channel
-from anyserve.transport.grpclib_server import serve
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.reflection import ReflectionService
+from anyserve.transport.trio_client import Channel, open_channel
+from anyserve.transport.trio_server import serve
 
 VERSIONS = [("grpc.reflection.v1", v1), ("grpc.reflection.v1alpha", v1alpha)]
 
