@@ -56,7 +56,6 @@ class Kind(enum.IntEnum):
     RELEASE = 12  # replica: a reply's block is free again
     PING = 13  # replica
     PONG = 14  # worker
-    STOP = 15  # replica: finish what runs, then exit
     TRACE = 15  # replica: start or stop recording
     TRACED = 16  # worker: what was recorded
 
@@ -137,7 +136,9 @@ def decode_end(frame: Frame) -> int:
 
 
 def encode_error(call: int, error: AnyServeError) -> bytes:
-    return encode(Kind.ERROR, call, _ERROR.pack(error.status) + error.message.encode())
+    # A handler's error may quote what is no text, such as a file's name.
+    message = error.message.encode(errors="replace")
+    return encode(Kind.ERROR, call, _ERROR.pack(error.status) + message)
 
 
 def decode_error(frame: Frame) -> AnyServeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -142,7 +143,8 @@ class WorkerLink(Actor[None]):
             self._heard = trio.current_time()
             for frame in batch:
                 if frame.kind == Kind.TRACED:
-                    self._recorded_sender.send_nowait(bytes(frame.body))
+                    with suppress(trio.WouldBlock):  # nobody waits for those before it
+                        self._recorded_sender.send_nowait(bytes(frame.body))
                 else:
                     connection.on_frame(frame)
 

@@ -26,8 +26,8 @@ from anyserve.worker.watchdog import Watchdog
 
 log = logging.getLogger("anyserve.worker")
 
-UNLOAD_TIMEOUT = 10.0
-"""Seconds that an app's lifespan has for its clean-up."""
+UNLOAD_TIMEOUT = 4.0
+"""Seconds that an app's lifespan has for its clean-up; one less than the replica waits."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -143,7 +143,7 @@ async def _expect(channel: FrameChannel, kind: Kind) -> dict[str, Any]:
 
 
 async def _fail(channel: FrameChannel, reason: str) -> None:
-    channel.send(frames.encode(Kind.FAILED, 0, reason.encode()))
+    channel.send(frames.encode(Kind.FAILED, 0, reason.encode(errors="replace")))
     await channel.flush()
 
 

@@ -9,18 +9,18 @@ import stat
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2
 
 from anyserve.replica.admin_socket import directory, socket_path
 
+pb: Any = service_pb2
 ROOT = Path(__file__).parents[3]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -60,8 +60,13 @@ def test_the_tree_shows_every_actor_of_a_live_replica(replica: Any) -> None:
     assert f"address={replica.address}" in ingress
 
 
-def test_the_tree_can_be_seen_while_apps_load(
-    launch: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_while_apps_load_the_replica_is_live_and_not_ready_and_shows_its_tree(
+    launch: Any,
+    connect: Any,
+    request_of: Any,
+    eventually: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate = tmp_path / "gate"
     monkeypatch.setenv("ANYSERVE_TEST_GATE", str(gate))
@@ -73,6 +78,17 @@ def test_the_tree_can_be_seen_while_apps_load(
     assert (status, errors) == (0, "")
     (worker,) = (row for row in printed.splitlines() if "gated-0" in row)
     assert " starting " in worker
+    client = connect(f"127.0.0.1:{port}")
+    assert client.call("ServerLive", pb.ServerLiveRequest()).live
+    assert not client.call("ServerReady", pb.ServerReadyRequest()).ready
+    refusal = client.refusal("ModelInfer", request_of("echo", x=[1]))
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.message == "no worker for 'echo' is ready: it is loading"
+    index = client.call("RepositoryIndex", pb.RepositoryIndexRequest()).models
+    assert ("echo", "LOADING") in [(model.name, model.state) for model in index]
+    gate.touch()
+    eventually(lambda: client.call("ServerReady", pb.ServerReadyRequest()).ready)
+    client.call("ModelInfer", request_of("echo", x=[1]))
 
 
 def test_where_nobody_serves_the_commands_say_so_in_one_line(tmp_path: Path) -> None:
@@ -162,3 +178,28 @@ def test_a_trace_that_is_given_up_leaves_nobody_tracing(
 
     eventually(traced)
     assert json.loads(output.read_text())["traceEvents"]
+
+
+def test_traces_given_up_while_a_worker_is_blocked_do_not_cost_it_its_life(
+    start_replica: Any,
+    connect: Any,
+    request_of: Any,
+    eventually: Any,
+    tree_of: Any,
+    tmp_path: Path,
+) -> None:
+    live = start_replica("--app", "behaviours:app")
+    client = connect(live.address)
+    call = client.stub.ModelInfer.future(request_of("block_loop", seconds=2.5), timeout=60)
+    eventually(lambda: tree_of(live)["replica/workers/behaviours-0"].details["running"] == "1")
+    with grpc.insecure_channel(f"unix:{socket_path(live.port)}") as channel:
+        method = channel.unary_stream("/anyserve.v1.Admin/Trace")
+        for _ in range(3):
+            given_up = method(b"\x09" + np.float64(0.05).tobytes(), timeout=0.5)
+            with pytest.raises(grpc.RpcError):
+                list(given_up)
+    assert call.exception(timeout=20) is None
+    worker = tree_of(live)["replica/workers/behaviours-0"]
+    assert (worker.state, worker.restarts) == ("running", 0)
+    client.call("ModelInfer", request_of("echo", INPUT=[1]))
+    assert tree_of(live)["replica/workers/behaviours-0"].restarts == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -154,17 +155,27 @@ def test_while_no_worker_is_there_whoever_asks_is_told_how_the_last_one_ended(
     assert ("echo", "READY", "") in [(m.name, m.state, m.reason) for m in models]
 
 
-def test_a_handler_that_kills_its_worker_is_named_by_no_traceback_and_hurts_only_its_own(
+def test_the_death_of_a_worker_is_logged_without_a_traceback_as_json_where_asked(
     start_replica: Any, connect: Any, request_of: Any, eventually: Any
 ) -> None:
-    live = start_replica("--app", "behaviours:app")
+    live = start_replica("--app", "behaviours:app", "--log-format", "json")
     client = connect(live.address)
     refusal = client.refusal("ModelInfer", request_of("crash", x=[1]))
-    assert refusal == type(refusal)(CODE.UNAVAILABLE, "worker behaviours-0 was killed by SIGKILL")
+    reason = "worker behaviours-0 was killed by SIGKILL"
+    assert (refusal.code, refusal.message) == (CODE.UNAVAILABLE, reason)
     eventually(lambda: client.call("ModelReady", pb.ModelReadyRequest(name="echo")).ready)
-    client.call("ModelInfer", request_of("echo", INPUT=[1]))
+    client.refusal("ModelInfer", request_of("fail", kind="unexpected"))
     assert live.stop() == 0
-    assert "Traceback" not in live.log_text()
+    events = [json.loads(line) for line in live.log_text().splitlines()]
+    (death,) = (event for event in events if reason in event["message"])
+    assert death["level"] == "error"
+    assert "exception" not in death
+    (failure,) = (event for event in events if "exception" in event)  # it is for the log alone
+    assert (failure["actor"], failure["message"]) == (
+        "worker behaviours-0",
+        "the handler of 'fail' failed",
+    )
+    assert "behaviours.py" in failure["exception"]
 
 
 def test_a_worker_that_always_dies_ends_the_replica_with_status_3_and_one_line(

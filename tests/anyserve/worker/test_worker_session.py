@@ -1,0 +1,160 @@
+"""The worker's side of the link, with the replica's end of the socket pair in the test's hands."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import trio
+from anyserve_protos.infer_wire import scan_request
+
+from anyserve import App, Context, Request, Response
+from anyserve.client import encode_request
+from anyserve.errors import Status
+from anyserve.link import frames
+from anyserve.link.channel import FrameChannel
+from anyserve.link.frames import Frame, Kind, RequestBody
+from anyserve.objects.arena import Arena
+from anyserve.objects.leases import Block
+from anyserve.objects.mapping import Reader
+from anyserve.objects.segments import new_prefix
+from anyserve.worker.session import Session
+
+app = App()
+given = 0
+"""Responses that `count` has given."""
+
+
+@app.capability("count")
+async def count(request: Request, context: Context) -> AsyncIterator[Response]:
+    global given
+    while True:
+        yield Response(outputs={"n": given})
+        given += 1
+
+
+@app.capability("big")
+async def big(request: Request, context: Context) -> Response:
+    return Response(outputs={"x": np.full(frames.LEASE_THRESHOLD, 7, np.uint8)})
+
+
+@app.capability("forever")
+async def forever(request: Request, context: Context) -> Response:
+    await trio.sleep_forever()
+    return Response()
+
+
+@app.capability("undecodable")
+async def undecodable(request: Request, context: Context) -> Response:
+    raise ValueError("no file \udc80")  # as `os.fsdecode` makes of bytes that are no text
+
+
+@attrs.define
+class Replica:
+    """The other end."""
+
+    channel: FrameChannel
+    arena: Arena
+    """The worker's."""
+    _seen: list[Frame] = attrs.field(factory=list)
+
+    async def start(self, call: int, capability: str) -> None:
+        head = scan_request(encode_request(capability, {}, {}))
+        offer = [handler.offer.name for handler in app.handlers].index(capability)
+        body = RequestBody(math.inf, offer, f"r{call}", {}, [head.head, *head.raw])
+        await self.send(frames.encode_request(call, body))
+
+    async def send(self, pieces: Any) -> None:
+        self.channel.send(pieces)
+        await self.channel.flush()
+
+    async def next(self) -> Frame:
+        if not self._seen:
+            self._seen = await self.channel.receive()
+        return self._seen.pop(0)
+
+    async def answered(self) -> list[Frame]:
+        """What comes before the answer to a heartbeat that is sent now."""
+        await self.send(frames.encode(Kind.PING))
+        found = []
+        while (frame := await self.next()).kind != Kind.PONG:
+            found.append(frame)
+        return found
+
+
+@asynccontextmanager
+async def served(limit: int = 1 << 20) -> AsyncIterator[Replica]:
+    """A session that serves; limit: bytes of its arena."""
+    ends = [trio.socket.from_stdlib_socket(end) for end in socket.socketpair()]
+    theirs, ours = (FrameChannel(trio.SocketStream(end)) for end in ends)
+    with trio.fail_after(10), Arena(new_prefix(), limit, segment_size=1 << 20) as arena:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Session("worker", theirs, app.handlers, arena).run)
+            yield Replica(ours, arena)
+            await ours.aclose()  # the session ends with its link, and the nursery with it
+        await theirs.aclose()
+
+
+async def test_a_handler_gives_no_more_responses_than_it_has_credit_for() -> None:
+    global given
+    given = 0
+    async with served() as replica:
+        await replica.start(1, "count")
+        for number in range(frames.INITIAL_CREDIT):
+            assert (await replica.next()).kind == Kind.RESPONSE, number
+        assert await replica.answered() == []
+        assert given == frames.INITIAL_CREDIT  # the next one is made, and waits
+        await replica.send(frames.encode_credit(1, 3))
+        assert [(await replica.next()).kind for _ in range(3)] == [Kind.RESPONSE] * 3
+        assert await replica.answered() == []
+        await replica.send(frames.encode(Kind.CANCEL, 1))
+        frame = await replica.next()
+        assert (frame.kind, frame.call) == (Kind.ERROR, 1)
+        assert frames.decode_error(frame).status is Status.CANCELLED
+
+
+async def test_a_large_reply_is_lent_until_the_replica_gives_it_back() -> None:
+    async with served() as replica:
+        await replica.start(1, "big")
+        response = await replica.next()
+        _, block = frames.decode_response(response)
+        assert isinstance(block, Block)
+        with Reader() as reader:
+            assert bytes(reader.view(block)) == b"\7" * frames.LEASE_THRESHOLD
+        assert (await replica.next()).kind == Kind.END
+        assert replica.arena.statistics().leases == 1
+        await replica.send(frames.encode_release(block))
+        assert await replica.answered() == []
+        assert replica.arena.statistics().leases == 0
+
+
+async def test_a_large_reply_goes_inline_where_shared_memory_is_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(limit=0) as replica:
+        await replica.start(1, "big")
+        _, part = frames.decode_response(await replica.next())
+        assert not isinstance(part, Block)
+        assert bytes(part) == b"\7" * frames.LEASE_THRESHOLD
+        assert (await replica.next()).kind == Kind.END
+    assert caplog.messages == ["shared memory is full: a tensor of 65536 bytes goes inline"]
+
+
+async def test_an_error_that_is_no_text_reaches_the_replica_and_hurts_nobody_else() -> None:
+    async with served() as replica:
+        await replica.start(1, "undecodable")
+        error = frames.decode_error(await replica.next())
+        assert (error.status, error.message) == (Status.INTERNAL, "ValueError: no file ?")
+        assert await replica.answered() == []
+
+
+async def test_the_end_of_the_link_cancels_what_runs() -> None:
+    async with served() as replica:
+        await replica.start(1, "forever")
+        assert await replica.answered() == []
