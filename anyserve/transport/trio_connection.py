@@ -41,8 +41,9 @@ _WEIGHTS: dict[type, float] = {
     http2.SettingsReceived: 1.0,
     http2.SettingsAcknowledged: 1.0,
     http2.PriorityUpdateReceived: 1.0,
-    http2.WindowUpdated: 0.05,
 }
+_SMALL_UPDATE = 1024
+"""Window updates of fewer bytes than this make many small frames."""
 _INITIAL_WINDOW = 4
 
 _log = logging.getLogger("anyserve.transport")
@@ -300,6 +301,7 @@ class Connection:
             stream.lost(error_of_reset(event.error_code))
 
     def _on_window_updated(self, event: http2.WindowUpdated) -> None:
+        self._count(0.02 if event.increment >= _SMALL_UPDATE else 0.25)
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.may_send.wake()
@@ -309,6 +311,7 @@ class Connection:
     def _on_settings(self, event: http2.SettingsReceived) -> None:
         self._reading.deadline = math.inf
         if _INITIAL_WINDOW in event.settings:
+            self._count(0.02 * len(self.streams))
             for stream in self.streams.values():
                 stream.may_send.wake()
 

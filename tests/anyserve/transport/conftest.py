@@ -345,6 +345,49 @@ async def raw(live: Live) -> AsyncIterator[RawClient]:
         yield client
 
 
+@attrs.define
+class Bystander:
+    """A well-behaved client; every call it makes must be answered, and soon."""
+
+    calls: int = 0
+    slowest: float = 0.0
+
+    async def behave(self, live: Live) -> None:
+        async with live.open_channel() as channel:
+            while True:
+                began = trio.current_time()
+                assert await channel.unary("/test.Probe/Echo", b"well", bytes) == b"well"
+                self.slowest = max(self.slowest, trio.current_time() - began)
+                self.calls += 1
+
+    async def turns(self, calls: int) -> None:
+        """Wait until it has made so many calls more: the server has had time to do its worst."""
+        target = self.calls + calls
+        with trio.fail_after(10):
+            while self.calls < target:
+                await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def beside(live: Live) -> AsyncIterator[Bystander]:
+    """A well-behaved client beside the block."""
+    client = Bystander()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.behave, live)
+        await client.turns(1)
+        yield client
+        await client.turns(3)
+        nursery.cancel_scope.cancel()
+    # A stall of seconds is what the attacks aim at; a busy test machine alone makes 0.1 s.
+    assert client.slowest < 1.0
+
+
+@pytest.fixture
+def bystander() -> Any:
+    """A well-behaved client that must notice nothing: `async with bystander(live) as client`."""
+    return beside
+
+
 @pytest.fixture
 def connect() -> Any:
     """Opens further raw clients: `async with connect(live) as client`."""
