@@ -1,7 +1,7 @@
 """llama.cpp's server with nothing around it but a thread for each text: what `decode` is held to.
 
-Reads one JSON object a line (`{"prompts": [...], "in_flight": n, "max_tokens": n}`), and prints
-the `Text` of each prompt as a line of JSON.
+Reads one JSON list a line (how many texts at once, then the fields of each `Order`), and prints
+the fields of each `Text` as a line of JSON.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import attrs
 
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.settings import TextSettings
-from benchmarks.texts import Text
+from benchmarks.texts import Order, Text
 
 
-def _generate(native: NativeServer, max_tokens: int, prompt: str) -> Text:
-    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True}
+def _generate(native: NativeServer, order: Order) -> Text:
+    body = {**attrs.asdict(order), "temperature": 0, "stream": True}
     began = time.monotonic()
     first: float | None = None
     last = b""
@@ -48,9 +48,9 @@ def main() -> None:
     native = NativeServer.load(TextSettings())
     print("ready", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
-        with ThreadPoolExecutor(order["in_flight"]) as threads:
-            texts = threads.map(partial(_generate, native, order["max_tokens"]), order["prompts"])
+        in_flight, *orders = json.loads(line)
+        with ThreadPoolExecutor(in_flight) as threads:
+            texts = threads.map(partial(_generate, native), [Order(*order) for order in orders])
             print(json.dumps([attrs.astuple(text) for text in texts]), flush=True)
     native.close()
 

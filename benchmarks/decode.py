@@ -20,20 +20,13 @@ from anyserve.client import Client, open_client
 from benchmarks import proc, servers
 from benchmarks.errors import CannotMeasure
 from benchmarks.tables import number, table
-from benchmarks.texts import Speed, Text, prompts
+from benchmarks.texts import Order, Speed, Text, orders
 
-MAX_TOKENS = 48
-TEXTS = {1: 4, 4: 8, 8: 16}
+TEXTS = {1: 3, 4: 12, 8: 24}
 """Texts of a round, by how many are in flight."""
 
-
-@attrs.frozen
-class Order:
-    """Texts to be generated."""
-
-    prompts: list[str]
-    in_flight: int
-    max_tokens: int = MAX_TOKENS
+Generate = Callable[[Sequence[Order], int], list[Text]]
+"""Generates the texts, so many at once."""
 
 
 @attrs.frozen(eq=False)
@@ -41,14 +34,14 @@ class Engine:
     """Something that generates texts."""
 
     name: str
-    generate: Callable[[Order], list[Text]]
+    generate: Generate
     processes: Mapping[str, int]
     """Process ids by name."""
 
-    def measure(self, order: Order) -> Speed:
-        """Have the texts generated."""
+    def measure(self, orders: Sequence[Order], in_flight: int) -> Speed:
+        """Have the texts generated, `in_flight` at once."""
         cpu, began = self._cpu_seconds(), time.monotonic()
-        texts = self.generate(order)
+        texts = self.generate(orders, in_flight)
         return Speed.of(texts, time.monotonic() - began, self._cpu_seconds() - cpu)
 
     def _cpu_seconds(self) -> float:
@@ -65,7 +58,7 @@ def run(rounds: int) -> None:
         for turn in range(rounds + 1):
             print(f"round {turn} of {rounds}", file=sys.stderr)
             for (in_flight, engine), runs in speeds.items():
-                speed = engine.measure(Order(prompts(TEXTS[in_flight], seed=turn), in_flight))
+                speed = engine.measure(orders(TEXTS[in_flight], seed=turn), in_flight)
                 if turn:
                     runs.append(speed)
     rows = [
@@ -91,28 +84,28 @@ def speed_cells(runs: Sequence[Speed], bare: Sequence[Speed]) -> list[str]:
     ]
 
 
-def _through(address: str) -> Callable[[Order], list[Text]]:
+def _through(address: str) -> Generate:
     """Through the replica at `address`, by one connection."""
 
-    async def generate(order: Order) -> list[Text]:
+    async def generate(orders: Sequence[Order], in_flight: int) -> list[Text]:
         texts: list[Text] = []
-        left = iter(order.prompts)
+        left = iter(orders)
         async with open_client(address) as client, trio.open_nursery() as nursery:
-            for _ in range(order.in_flight):
-                nursery.start_soon(_work, client, left, order.max_tokens, texts)
+            for _ in range(in_flight):
+                nursery.start_soon(_work, client, left, texts)
         return texts
 
-    return lambda order: trio.run(generate, order)
+    return lambda orders, in_flight: trio.run(generate, orders, in_flight)
 
 
-async def _work(client: Client, left: Iterator[str], max_tokens: int, texts: list[Text]) -> None:
+async def _work(client: Client, left: Iterator[Order], texts: list[Text]) -> None:
     """Generate one text after the other until none is left."""
-    values = {"stream": True, "max_tokens": max_tokens, "temperature": 0.0}
-    for prompt in left:
+    for order in left:
+        values = {"stream": True, "max_tokens": order.max_tokens, "temperature": 0.0}
         began = time.monotonic()
         first: float | None = None
         tokens: Any = None
-        responses = client.generate("decode", {"text_input": prompt}, values)
+        responses = client.generate("decode", {"text_input": order.prompt}, values)
         async with aclosing(responses):
             async for response in responses:
                 if first is None:
@@ -126,13 +119,14 @@ async def _work(client: Client, left: Iterator[str], max_tokens: int, texts: lis
 def _bare_loop() -> Iterator[Engine]:
     """`benchmarks.bare_decode`."""
     with servers.child("-m", "benchmarks.bare_decode", cores=servers.BOTH) as process:
-        orders, answers = process.stdin, process.stdout
-        assert orders is not None
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None
         assert answers is not None
 
-        def generate(order: Order) -> list[Text]:
-            orders.write(json.dumps(attrs.asdict(order)) + "\n")
-            orders.flush()
+        def generate(orders: Sequence[Order], in_flight: int) -> list[Text]:
+            fields = [attrs.astuple(order) for order in orders]
+            questions.write(json.dumps([in_flight, *fields]) + "\n")
+            questions.flush()
             return [Text(*values) for values in json.loads(answers.readline())]
 
         if answers.readline() != "ready\n":

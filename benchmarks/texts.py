@@ -11,6 +11,14 @@ _TOPICS = ("rain", "bread", "bridges", "bees", "maps", "clocks", "rivers", "lett
 
 
 @attrs.frozen
+class Order:
+    """A text that is to be generated."""
+
+    prompt: str
+    max_tokens: int
+
+
+@attrs.frozen
 class Text:
     """One text that was generated."""
 
@@ -38,10 +46,17 @@ class Speed:
         return cls(tokens / seconds, cpu_seconds / tokens * 1000, first * 1000)
 
 
-def prompts(count: int, seed: int) -> list[str]:
-    """Prompts of about 30 tokens; no two of a benchmark are equal where their seeds are not."""
+def orders(count: int, seed: int) -> list[Order]:
+    """Texts of about 50 tokens that continue prompts of about 30.
+
+    No two prompts of a benchmark are equal where their seeds are not. Lengths differ, as real
+    ones do; texts that all end at the same step would be computed in step.
+    """
     return [
-        f"Chapter {seed * count + number}. This is a short and plain introduction to"
-        f" {_TOPICS[number % len(_TOPICS)]}, written for readers who know nothing of it. First,"
+        Order(
+            f"Chapter {seed * count + number}. This is a short and plain introduction to"
+            f" {_TOPICS[number % len(_TOPICS)]}, for readers who know nothing of it. First,",
+            max_tokens=32 + number * 11 % 36,
+        )
         for number in range(count)
     ]
