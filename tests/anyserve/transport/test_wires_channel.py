@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from h2.config import H2Configuration
 from h2.connection import ConnectionState, H2Connection
-from h2.events import RequestReceived, SettingsAcknowledged
+from h2.events import RequestReceived, SettingsAcknowledged, StreamEnded
 from h2.settings import SettingCodes
 
 from anyserve.errors import (
@@ -313,3 +313,113 @@ async def test_a_raised_stream_limit_lets_waiting_calls_go(wire: Any):
                         await channel.unary("/a/b", b"x", bytes)
         nursery.cancel_scope.cancel()
     await listeners[0].aclose()
+
+
+async def test_a_call_that_the_server_did_not_take_is_made_again(wire: Any):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    seen: list[int] = []
+
+    def answer(h2: H2Connection, stream_id: int) -> None:
+        seen.append(stream_id)
+        if len(seen) == 1:
+            h2.reset_stream(stream_id, 7)
+        else:
+            h2.send_headers(stream_id, OK)
+            h2.send_data(stream_id, b"\0\0\0\0\2ok")
+            h2.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scripted, listeners[0], answer)
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
+            with trio.fail_after(5):
+                assert await channel.unary("/a/b", b"x", bytes) == b"ok"
+        nursery.cancel_scope.cancel()
+    assert seen == [1, 3]
+    await listeners[0].aclose()
+
+
+async def test_no_unary_call_is_lost_when_a_server_goes_away(wire: Any):
+    """The first connection takes three calls of ten and says GOAWAY, the second takes the rest."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    taken: list[list[int]] = []
+
+    async def serve_one(stream: trio.SocketStream, allowed: int) -> None:
+        mine: list[int] = []
+        taken.append(mine)
+        async with stream:
+            h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+            h2.initiate_connection()
+            waiting: list[int] = []
+            while True:
+                await stream.send_all(h2.data_to_send())
+                data = await stream.receive_some(65536)
+                if not data:
+                    return
+                ended = [event for event in h2.receive_data(data) if isinstance(event, StreamEnded)]
+                waiting += [event.stream_id for event in ended]
+                if allowed < 10 and len(waiting) == 10:
+                    last = sorted(waiting)[allowed - 1]
+                    await stream.send_all(
+                        h2.data_to_send()
+                        + b"\0\0\x08\x07\0\0\0\0\0"
+                        + last.to_bytes(4, "big")
+                        + bytes(4)
+                    )
+                if allowed == 10 or len(waiting) == 10:
+                    for stream_id in sorted(waiting)[:allowed]:
+                        mine.append(stream_id)
+                        h2.send_headers(stream_id, OK)
+                        h2.send_data(stream_id, b"\0\0\0\0\2ok")
+                        h2.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
+                    waiting.clear()
+
+    async def serve_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for allowed in (3, 10):
+                nursery.start_soon(serve_one, await listeners[0].accept(), allowed)
+
+    answers: list[bytes] = []
+
+    async def one(channel: Any) -> None:
+        answers.append(await channel.unary("/a/b", b"x", bytes))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_all)
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
+            with trio.fail_after(5):
+                async with trio.open_nursery() as calls:
+                    for _ in range(10):
+                        calls.start_soon(one, channel)
+        nursery.cancel_scope.cancel()
+    assert answers == [b"ok"] * 10
+    assert [len(streams) for streams in taken] == [3, 7]
+    await listeners[0].aclose()
+
+
+async def test_a_server_that_takes_connections_and_closes_them_is_unavailable(wire: Any):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+
+    async def slam() -> None:
+        while True:
+            await (await listeners[0].accept()).aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slam)
+        async with wire.open_channel(f"127.0.0.1:{port}") as channel:
+            with trio.fail_after(5), pytest.raises(Unavailable):
+                await channel.unary("/a/b", b"x", bytes)
+        nursery.cancel_scope.cancel()
+    await listeners[0].aclose()
+
+
+async def test_an_error_in_the_block_leaves_the_channel_as_it_is(live: Any):
+    async def fail() -> None:
+        async with live.open_channel() as channel:
+            await channel.unary("/test.Probe/Echo", b"", bytes)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
