@@ -14,7 +14,7 @@ from typing import Any
 import trio
 from anyserve_actors import RestartIntensityExceeded
 
-from anyserve import __version__, logs
+from anyserve import __version__, collector, logs
 from anyserve.engines import BUILTINS
 from anyserve.offers import Offer
 from anyserve.replica.group import AppSpec
@@ -147,6 +147,7 @@ async def _serve(config: ReplicaConfig) -> None:
             await nursery.start(signals.run)
             with signals.scope:
                 async with replica.running():
+                    collector.settle()
                     _announce(replica, time.monotonic() - began)
                     signals.serving = True
                     await signals.stopping.wait()

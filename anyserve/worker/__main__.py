@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from anyserve import logs
+from anyserve import collector, logs
 from anyserve.app import App, AppError, load_app
 from anyserve.errors import AnyServeError
 from anyserve.link import frames
@@ -115,6 +115,7 @@ async def _cancel_at_end(
 async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -> None:
     """Say that the app has loaded, and serve it until the replica closes the link."""
     handlers = app.handlers
+    collector.settle()
     channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
     await channel.flush()
     session = Session(name, channel, handlers, arena)
