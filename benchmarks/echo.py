@@ -17,11 +17,11 @@ def run(rounds: int) -> None:
     """Print the table."""
     h2load.check_installed()
     request = echo_request(FLOATS)
-    with servers.replica("--app", "examples.echo:app") as ours, servers.grpc_aio() as theirs:
-        sizes = {server: check_echo(server.address, request) for server in (ours, theirs)}
+    with servers.echoes() as running:
+        sizes = {server: check_echo(server.address, request) for server in running}
         cases = [
             Case(f"{in_flight} in flight", server, Load(request, in_flight, calls), size)
             for in_flight, calls in CALLS.items()
             for server, size in sizes.items()
         ]
-        print_table(measure(cases, rounds), theirs)
+        print_table(measure(cases, rounds), baseline=running[-1])

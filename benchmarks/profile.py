@@ -15,7 +15,7 @@ IN_FLIGHT = 64
 CALLS = 20_000
 
 _LEAST = 0.005
-"""Share under which a component has no row of its own."""
+"""Share under which a component has no row."""
 
 
 def run() -> None:
@@ -31,10 +31,9 @@ def run() -> None:
         os.kill(pid, signal.SIGUSR1)
         samples: dict[str, int] = json.loads(server.read_line("{"))
     total = sum(samples.values())
-    shares = {name: count / total for name, count in samples.items() if count / total >= _LEAST}
-    shares["all others"] = 1 - sum(shares.values())
     rows = [
-        [name, f"{share:.1%}", number(share * figures.cpu_us[replica])]
-        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+        [name, f"{count / total:.1%}", number(count / total * figures.cpu_us[replica])]
+        for name, count in sorted(samples.items(), key=lambda item: -item[1])
+        if count / total >= _LEAST
     ]
     print(table(["component", "share", "CPU µs/req"], rows))

@@ -61,12 +61,27 @@ def take_load_core() -> None:
 
 @contextmanager
 def replica(
-    *options: str, module: str = "anyserve.replica", cores: str = str(SERVER_CORE)
+    *options: str,
+    name: str = "AnyServe",
+    module: str = "anyserve.replica",
+    cores: str = str(SERVER_CORE),
 ) -> Iterator[Server]:
     """A replica with `options`, of one worker."""
     command = ["-m", module, "--port", "0", "--log-level", "warning", *options]
-    with _running("AnyServe", command, cores) as server:
+    with _running(name, command, cores) as server:
         yield server
+
+
+@contextmanager
+def echoes() -> Iterator[tuple[Server, Server, Server]]:
+    """Three servers of `echo`: ours, ours on its reference transport, and grpc.aio."""
+    app = ("--app", "examples.echo:app")
+    with (
+        replica(*app) as ours,
+        replica(*app, "--transport", "grpclib", name="AnyServe, grpclib") as reference,
+        grpc_aio() as theirs,
+    ):
+        yield ours, reference, theirs
 
 
 @contextmanager

@@ -35,15 +35,13 @@ def run(rounds: int) -> None:
     """Print the table; a shared-memory call is compared with the same tensor by grpc.aio."""
     h2load.check_installed()
     inline = echo_request(FLOATS)
-    with (
-        servers.replica("--app", "examples.echo:app") as ours,
-        servers.grpc_aio() as theirs,
-        _regions(ours) as shared,
-    ):
+    with servers.echoes() as running, _regions(running[0]) as shared:
+        ours = running[0]
+        sizes = {server: check_echo(server.address, inline) for server in running}
         cases = [
             Case(_words("by gRPC", in_flight), server, Load(inline, in_flight, calls), size)
             for in_flight, calls in CALLS.items()
-            for server, size in _sizes(inline, ours, theirs)
+            for server, size in sizes.items()
         ]
         size = len(call(ours.address, INFER, shared))
         cases += [
@@ -56,16 +54,11 @@ def run(rounds: int) -> None:
             )
             for in_flight, calls in SHARED_CALLS.items()
         ]
-        print_table(measure(cases, rounds), theirs)
+        print_table(measure(cases, rounds), baseline=running[-1])
 
 
 def _words(way: str, in_flight: int) -> str:
     return f"{way}, {in_flight} in flight"
-
-
-def _sizes(request: bytes, *running: Server) -> Iterator[tuple[Server, int]]:
-    for server in running:
-        yield server, check_echo(server.address, request)
 
 
 @contextmanager
