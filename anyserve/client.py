@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
+import attrs
+import numpy.typing as npt
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
 from anyserve_protos.infer_wire import join_request
@@ -13,12 +15,25 @@ from anyserve_protos.infer_wire import join_request
 from anyserve import parameters, tensors
 from anyserve.capability import Attribute
 from anyserve.errors import Unknown
-from anyserve.messages import OutputValue, Response, as_array
+from anyserve.messages import OutputValue, as_array
 from anyserve.transport.channel import Channel, ClientStream
 from anyserve.transport.trio_client import open_channel
 
-Reply = TypeVar("Reply")
 _SERVICE = "/inference.GRPCInferenceService"
+
+
+@attrs.frozen
+class Result:
+    """One response of a replica."""
+
+    id: str
+    """That of the request."""
+    outputs: Mapping[str, npt.NDArray[Any]]
+    """Read-only arrays; BYTES are object arrays of `bytes`."""
+    parameters: Mapping[str, Attribute]
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.outputs[name]
 
 
 class Client:
@@ -38,7 +53,7 @@ class Client:
         values: Mapping[str, Attribute] | None = None,
         *,
         request_id: str = "",
-    ) -> Response:
+    ) -> Result:
         """One request, one response; outputs are numpy arrays."""
         request = encode_request(capability, inputs, values or {}, request_id)
         reply = await self._channel.unary(f"{_SERVICE}/ModelInfer", request, bytes)
@@ -55,7 +70,7 @@ class Client:
         capability: str,
         inputs: Mapping[str, OutputValue],
         values: Mapping[str, Attribute] | None = None,
-    ) -> AsyncGenerator[Response, None]:
+    ) -> AsyncGenerator[Result, None]:
         """The responses to one request as they come, the empty final one left out.
 
         Use it with `contextlib.aclosing`, so that leaving early cancels the request.
@@ -115,7 +130,7 @@ class InferStream:
     def __aiter__(self) -> InferStream:
         return self
 
-    async def __anext__(self) -> Response:
+    async def __anext__(self) -> Result:
         message = await self._call.recv()
         if message is None:
             raise StopAsyncIteration
@@ -151,7 +166,7 @@ def encode_request(
     return join_request(bytes(request), raw)
 
 
-def decode_response(response: pb.ModelInferResponse) -> Response:
+def decode_response(response: pb.ModelInferResponse) -> Result:
     """The outputs of a response as numpy arrays, and its parameters."""
     outputs = {
         output.name: tensors.decode_raw(
@@ -159,4 +174,4 @@ def decode_response(response: pb.ModelInferResponse) -> Response:
         )
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
-    return Response(outputs, parameters.decode_all(response.parameters))
+    return Result(response.id, outputs, parameters.decode_all(response.parameters))

@@ -12,9 +12,9 @@ from anyserve_protos.inference import ModelInferResponse
 
 from anyserve.app import App
 from anyserve.capability import Attribute, need_of
-from anyserve.client import decode_response, encode_request
+from anyserve.client import Result, decode_response, encode_request
 from anyserve.errors import Unimplemented
-from anyserve.messages import OutputValue, Response
+from anyserve.messages import OutputValue
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.inference import take
@@ -40,7 +40,7 @@ class TestClient:
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute] | None = None,
-    ) -> Response:
+    ) -> Result:
         """The one response to a request; `Unimplemented` where there are none or several."""
         responses = [r async for r in self.generate(capability, inputs, parameters)]
         if len(responses) != 1:
@@ -52,7 +52,7 @@ class TestClient:
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute] | None = None,
-    ) -> AsyncGenerator[Response, None]:
+    ) -> AsyncGenerator[Result, None]:
         """The responses to a request as they come; use it with `contextlib.aclosing`."""
         head = scan_request(encode_request(capability, inputs, parameters or {}))
         need = need_of(capability, head.parameters)
@@ -76,7 +76,7 @@ async def open_test_client(app: App) -> AsyncIterator[TestClient]:
 
     async with open_test_client(app) as client:
         response = await client.infer("echo", {"INPUT0": [1, 2, 3]})
-        assert response.outputs["OUTPUT0"].tolist() == [1, 2, 3]
+        assert response["OUTPUT0"].tolist() == [1, 2, 3]
     """
     async with app.running(), trio.open_nursery() as nursery:
         dispatcher = Dispatcher()

@@ -14,9 +14,9 @@ import numpy as np
 import trio
 
 from anyserve.capability import Attribute
-from anyserve.client import Client, open_client
+from anyserve.client import Client, Result, open_client
 from anyserve.errors import AnyServeError, InvalidArgument
-from anyserve.messages import OutputValue, Response
+from anyserve.messages import OutputValue
 from anyserve.tensors import numpy_dtype
 
 _SHOWN = 8
@@ -127,7 +127,7 @@ def _parameter(text: str) -> Attribute:
     return value if isinstance(value, bool | int | float | str) else text
 
 
-def _print(response: Response) -> None:
+def _print(response: Result) -> None:
     for name, value in response.outputs.items():
         print(f"{name}: {_shown(value)}", flush=True)
 
@@ -183,7 +183,7 @@ async def _answer(
         )
         async with aclosing(responses):
             async for response in responses:
-                text = b"".join(np.asarray(response.outputs["text_output"]).ravel()).decode()
+                text = b"".join(response["text_output"]).decode()
                 print(text, end="", flush=True)
                 pieces.append(text)
         nursery.cancel_scope.cancel()

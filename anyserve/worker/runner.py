@@ -100,13 +100,20 @@ class HandlerRunner:
                     async with aclosing(_responses(handler, request, context)) as responses:
                         async for response in responses:
                             await emit(*encoder.encode(response))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, BaseExceptionGroup) as error:
+            if _is_cancellation(error):
+                raise
             declared = _declared(error)
             if declared is not None:
                 raise declared from error
             context.logger.exception("the handler of %r failed", self.name)
             raise Internal(f"{type(error).__name__}: {error}") from error
         return opened.batch
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether Trio's cancellation is in a group, which must go on as it is."""
+    return isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
 
 
 def _declared(error: BaseException) -> AnyServeError | None:

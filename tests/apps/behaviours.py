@@ -164,9 +164,16 @@ async def fail(request: Request, context: Context) -> Response:
             nursery.start_soon(_refuse)
     if kind == "exit":
         raise SystemExit(3)
+    if kind == "grouped exit":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_leave)
     if kind == "no response":
         return None  # type: ignore[return-value]
     raise KeyError("secret/path" if kind == "unexpected" else kind)
+
+
+async def _leave() -> None:
+    raise SystemExit(3)
 
 
 async def _refuse() -> None:

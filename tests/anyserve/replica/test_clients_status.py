@@ -256,6 +256,7 @@ def test_a_bool_that_is_neither_is_invalid(raw: Any) -> None:
         ("grouped", CODE.FAILED_PRECONDITION, "refused inside a nursery"),
         ("unexpected", CODE.INTERNAL, "KeyError"),
         ("exit", CODE.INTERNAL, "SystemExit"),
+        ("grouped exit", CODE.INTERNAL, "ExceptionGroup"),
         ("no response", CODE.INTERNAL, "NoneType"),
     ],
 )
