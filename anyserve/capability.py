@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import attrs
 
@@ -138,8 +139,14 @@ def need_of(
         if key.startswith(NEED_PREFIX):
             found[key[len(NEED_PREFIX) :]] = parameter
     if not found:
-        return Capability(name)
+        return _plain(name)
     return Capability(name, {key: _typed(key, value) for key, value in found.items()})
+
+
+@lru_cache(256)
+def _plain(name: str) -> Capability:
+    """A need without attributes, as nearly all are."""
+    return Capability(name)
 
 
 def _typed(key: str, value: Attribute) -> Attribute:

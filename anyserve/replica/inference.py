@@ -72,7 +72,7 @@ class Inference:
                 f"{len(head.head)} bytes beside the raw contents, over the limit of {MAX_HEAD}:"
                 " send large tensors as raw contents"
             )
-        metadata = dict(_text_items(stream.metadata))
+        metadata = dict(_text_items(stream.metadata)) if stream.metadata else {}
         if not self._dispatcher.knows(head.model_name):
             check_name(head.model_name)
         need = need_of(head.model_name, head.parameters, metadata.items())
