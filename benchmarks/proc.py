@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import attrs
@@ -18,6 +20,8 @@ class Memory:
     """Its own pages, and its share of those that other processes have too."""
     private: int
     """Its own pages alone: what ending it would free."""
+    shared: Mapping[str, int]
+    """Pages that some other process has too, by what is mapped there."""
 
 
 def family(pid: int) -> dict[str, int]:
@@ -46,12 +50,30 @@ def cpu_seconds(pid: int) -> float:
 
 def memory(pid: int) -> Memory:
     """What a process takes now."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    kib = {
-        name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)
-    }
-    private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return Memory(pss=kib["Pss"] * 1024, private=private * 1024)
+    pss = private = 0
+    shared: Counter[str] = Counter()
+    mapped = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        size = int(values[0]) * 1024 if values[1:] == ["kB"] else 0
+        if not name.endswith(":"):
+            # A range of addresses, its rights, and the file.
+            mapped = " ".join((values[0], *values[4:]))
+        elif name == "Pss:":
+            pss += size
+        elif name.startswith("Private_"):
+            private += size
+        elif name.startswith("Shared_"):
+            shared[mapped] += size
+    return Memory(pss, private, shared)
+
+
+def alone(taken: Collection[Memory]) -> int:
+    """What these processes would take with no others beside them: shared pages count once."""
+    together: Counter[str] = Counter()
+    for each in taken:
+        together |= Counter(each.shared)
+    return sum(each.private for each in taken) + together.total()
 
 
 def _name(pid: int) -> str:
