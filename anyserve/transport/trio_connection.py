@@ -35,13 +35,6 @@ _GREETING = 20.0
 """Seconds for a peer to say that it speaks HTTP/2."""
 _FLOOD = 1000.0
 """Control frames a second, weighted."""
-_WEIGHTS: dict[type, float] = {
-    http2.PingReceived: 1.0,
-    http2.PingAcknowledged: 1.0,
-    http2.SettingsReceived: 1.0,
-    http2.SettingsAcknowledged: 1.0,
-    http2.PriorityUpdateReceived: 1.0,
-}
 _SMALL_UPDATE = 1024
 """Window updates of fewer bytes than this make many small frames."""
 _INITIAL_WINDOW = 4
@@ -86,6 +79,10 @@ class Connection:
             http2.StreamReset: self._on_stream_reset,
             http2.WindowUpdated: self._on_window_updated,
             http2.SettingsReceived: self._on_settings,
+            http2.SettingsAcknowledged: self._on_control,
+            http2.PingReceived: self._on_control,
+            http2.PingAcknowledged: self._on_control,
+            http2.PriorityUpdateReceived: self._on_control,
             http2.ConnectionClosed: self._on_connection_closed,
         }
 
@@ -116,15 +113,13 @@ class Connection:
             if not self._output_due:
                 await self._writer.wait()
             self._output_due = False
-            data = self._output()
-            if data:
-                await self._send(data)
+            await self._flush()
             self.share_room()
 
     async def close(self, grace: float) -> None:
         """Send what is left, for at most `grace` seconds, and close the socket; not cancelled."""
         with trio.move_on_after(grace, shield=True):
-            await self._send(bytes(self._unsent) + self._output())
+            await self._flush()
         self.end("it is closed")
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
@@ -134,6 +129,13 @@ class Connection:
         if not self._output_due:
             self._output_due = True
             self._writer.wake()
+
+    def push(self) -> None:
+        """Write what is queued at once, and not with what gathers in this turn of the loop."""
+        if not self._unsent and self.ended is None and self._take_output():
+            self._send_some()
+        if self._unsent:
+            self.wake()
 
     def end(self, reason: str) -> None:
         """Read no more, and fail what is in flight."""
@@ -218,13 +220,9 @@ class Connection:
 
     def _dispatch(self, events: list[http2.Event]) -> None:
         for event in events:
-            kind = type(event)
-            weight = _WEIGHTS.get(kind)
-            if weight is not None:
-                self._count(weight)
             if self.ended is not None:
                 return
-            handler = self._handlers.get(kind)
+            handler = self._handlers.get(type(event))
             if handler is not None:
                 handler(event)
 
@@ -245,21 +243,37 @@ class Connection:
             self._early.clear()
         return data
 
-    async def _send(self, data: bytes) -> None:
-        """Give the socket all of it; cancelled, what is left is kept."""
-        self._unsent = memoryview(data)
+    async def _flush(self) -> None:
+        """Give the socket what is unsent and the next output; cancelled, the rest is kept."""
         while self._unsent:
-            try:
-                sent = self._sock.send(self._unsent)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
-            except OSError as error:
-                self._unsent = memoryview(b"")
-                self._broken = True
-                self.end(error.strerror or str(error))
-            else:
-                self._unsent = self._unsent[sent:]
-                self._unread = 0
+            await self._sent_some()
+        if self._take_output():
+            while self._unsent:
+                await self._sent_some()
+
+    async def _sent_some(self) -> None:
+        if not self._send_some():
+            await trio.lowlevel.wait_writable(self._sock)
+
+    def _take_output(self) -> bool:
+        """Make the next output what is unsent; False where there is none."""
+        self._unsent = memoryview(self._output())
+        return bool(self._unsent)
+
+    def _send_some(self) -> bool:
+        """Give the socket what it takes of what is unsent; False where it takes nothing now."""
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._unsent = memoryview(b"")
+            self._broken = True
+            self.end(error.strerror or str(error))
+        else:
+            self._unsent = self._unsent[sent:]
+            self._unread = 0
+        return True
 
     def _count(self, weight: float) -> None:
         if self._flood.exceeded(weight, trio.current_time()):
@@ -308,7 +322,11 @@ class Connection:
         elif not event.stream_id:
             self.share_room()
 
+    def _on_control(self, event: http2.Event) -> None:
+        self._count(1.0)
+
     def _on_settings(self, event: http2.SettingsReceived) -> None:
+        self._count(1.0)
         self._reading.deadline = math.inf
         if _INITIAL_WINDOW in event.settings:
             self._count(0.02 * len(self.streams))

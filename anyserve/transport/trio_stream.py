@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PART = 64 * 1024
 """Bytes of one stream in one output of its connection, so that other streams come between."""
+_PUSHES = 4
+"""Such parts that a stream writes at once before others have a turn."""
 _BURST = 16
 """Messages that a task may send between two outputs before others have a turn."""
 
@@ -98,18 +100,26 @@ class Stream:
         connection = self._connection
         if headers is not None:
             self._begin(headers)
+            connection.wake()
+        pushed = 0
         for part in data:
             left = memoryview(part)
             while left:
                 room = await self._room()
                 self._http2.send_data(self.id, left[:room])
                 left = left[room:]
-                connection.wake()
+                if left:
+                    connection.push()
+                    pushed += 1
+                    if pushed % _PUSHES == 0:
+                        await trio.lowlevel.checkpoint()
+                else:
+                    connection.wake()
                 connection.share_room()
         if trailers is not None or end:
             await self._check_alive()
             self._end(trailers, end)
-        connection.wake()
+            connection.wake()
 
     def end_now(self, trailers: Headers) -> None:
         """See `WireStream`."""
