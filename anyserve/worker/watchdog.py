@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -15,6 +16,7 @@ from anyserve.app import Handler
 
 log = logging.getLogger("anyserve.worker")
 
+_TRIO = str(Path(trio.__file__).parent)
 BLOCKED_AFTER = 1.0
 """Seconds without a step of the event loop before the handler is named."""
 
@@ -55,11 +57,16 @@ class Watchdog:
             blocked = time.monotonic() - pulse
             if blocked > BLOCKED_AFTER and pulse != reported:
                 reported = pulse
-                log.error("%s", self._describe(blocked))
+                description = self._describe(blocked)
+                if description is not None:
+                    log.error("%s", description)
 
-    def _describe(self, blocked: float) -> str:
+    def _describe(self, blocked: float) -> str | None:
+        """Who blocks the loop; None where nobody does and the machine has no time for it."""
         frame = sys._current_frames().get(self._loop_thread)
         stack = [] if frame is None else list(traceback.walk_stack(frame))
+        if stack and stack[0][0].f_code.co_filename.startswith(_TRIO):
+            return None
         named = next((self._codes[f.f_code] for f, _ in stack if f.f_code in self._codes), None)
         where = f"{stack[0][0].f_code.co_filename}:{stack[0][1]}" if stack else "native code"
         who = f"the handler of {named!r}" if named else f"something (running: {self._running()})"

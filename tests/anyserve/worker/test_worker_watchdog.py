@@ -70,3 +70,27 @@ async def test_where_no_handler_is_to_blame_it_says_what_runs(
         nursery.cancel_scope.cancel()
     assert len(caplog.messages) == 2
     assert caplog.messages[0].startswith("something (running: ['blocks']) has blocked")
+
+
+def test_a_loop_that_only_waits_for_its_turn_on_the_machine_blames_nobody() -> None:
+    """What a starved loop looks like from the thread: its innermost frame is one of Trio's."""
+    seen: list[str | None] = []
+
+    async def main() -> None:
+        watched = Watchdog(app.handlers, list)
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def look() -> None:
+            deadline = time.monotonic() + 10
+            while (found := watched._describe(2.0)) is not None and time.monotonic() < deadline:
+                pass  # the loop has not got to waiting yet
+            seen.append(found)
+            token.run_sync_soon(done.set)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, look)
+            await done.wait()
+
+    trio.run(main)
+    assert seen == [None]
