@@ -123,6 +123,8 @@ class Connection:
         self.end("it is closed")
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+        # Nothing is left that refers to itself, and would wait for the garbage collector.
+        self._handlers.clear()
 
     def wake(self) -> None:
         """There is something to be sent."""
@@ -179,6 +181,7 @@ class Connection:
     async def wait_for_room(self, stream: Stream) -> None:
         """Wait until it is worth looking again; streams with a window of their own take turns."""
         if self.http2.stream_room(stream.id) <= 0:
+            self.share_room()  # it may have been woken for what it cannot use
             await stream.may_send.wait()
             return
         self._waiting[stream] = None

@@ -48,6 +48,7 @@ class _Connection(Connection):
         self._server = server
         self._calls: trio.Nursery
         self._running = 0
+        self._leaving = False
         self._handlers[http2.RequestReceived] = self._on_request
         self._handlers[http2.TrailersReceived] = self._on_trailers
 
@@ -70,7 +71,8 @@ class _Connection(Connection):
 
     def go_away(self) -> None:
         """Tell the client to take its next calls elsewhere."""
-        if self.ended is None:
+        if self.ended is None and not self._leaving:
+            self._leaving = True
             self.http2.go_away()
             self.wake()
 
