@@ -165,6 +165,7 @@ class Theirs:
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(4)
         self.server = grpc.server(self.pool, options=UNLIMITED)
+        self.hanging = threading.Event()
         self.cancelled = threading.Event()
         self.release = threading.Event()
         self.remaining: float | None = None
@@ -192,6 +193,7 @@ class Theirs:
 
         def hang(request: bytes, context: grpc.ServicerContext) -> bytes:
             context.add_callback(self.cancelled.set)
+            self.hanging.set()
             self.release.wait(10)
             return b"released"
 
@@ -276,6 +278,7 @@ async def test_our_call_survives_a_grpcio_servers_goaway(wire: Any, theirs: Thei
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hang)
             await channel.unary("/t.T/Echo", b"", bytes)
+            assert await trio.to_thread.run_sync(theirs.hanging.wait, 5)
             stopped = theirs.server.stop(10)
             with trio.fail_after(5):
                 while channel._connection is not None and channel._connection.usable:
