@@ -27,9 +27,11 @@ def test_the_workers_of_a_killed_replica_die_and_only_its_memory_is_swept(
     assert len(left) == len(kept) == 2  # of a request, and of a reply
     workers = list(workers_of(dying).values())
     # One whose loop is blocked sees no end of file: the kernel has to end it.
-    clients[0].stub.ModelInfer.future(request_of("block_loop", seconds=60))
+    # The call is held on to: grpcio cancels one that nobody holds.
+    blocked = clients[0].stub.ModelInfer.future(request_of("block_loop", seconds=60))
     running = [f"replica/workers/behaviours-{index}" for index in (0, 1)]
     eventually(lambda: any(tree_of(dying)[path].details["running"] == "1" for path in running))
+    assert not blocked.done()
 
     dying.process.kill()
     dying.process.wait()
