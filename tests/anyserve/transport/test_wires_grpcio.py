@@ -102,14 +102,17 @@ async def test_grpcio_metadata_of_both_ends(live: Any):
         ),
         ("Fail", b"bug", grpc.StatusCode.INTERNAL, "KeyError: 'a bug'"),
         ("Nope", b"", grpc.StatusCode.UNIMPLEMENTED, "no method '/test.Probe/Nope'"),
+        ("/no.Service/Nope", b"", grpc.StatusCode.UNIMPLEMENTED, "no method '/no.Service/Nope'"),
     ],
 )
 async def test_grpcio_statuses(
     live: Any, method: str, message: bytes, code: grpc.StatusCode, details: str
 ):
+    path = method if method.startswith("/") else f"/test.Probe/{method}"
+
     def work(channel: grpc.Channel) -> tuple[grpc.StatusCode, str]:
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(f"/test.Probe/{method}")(message)
+            channel.unary_unary(path)(message)
         return caught.value.code(), caught.value.details()
 
     assert await in_thread(live, work) == (code, details)
@@ -134,6 +137,20 @@ async def test_grpcio_deadline_ends_the_handler(live: Any):
         return code
 
     assert await in_thread(live, work) is grpc.StatusCode.DEADLINE_EXCEEDED
+    await live.probe.until_ended()
+    assert live.probe.ended == ["cancelled"]
+
+
+async def test_grpcio_cancels_after_it_has_begun(live: Any):
+    def work(channel: grpc.Channel) -> grpc.StatusCode:
+        call = channel.unary_unary("/test.Probe/Hang").future(b"")
+        trio.from_thread.run(live.probe.started.wait)
+        call.cancel()
+        assert channel.unary_unary("/test.Probe/Echo")(b"next") == b"next"
+        code: grpc.StatusCode = call.code()
+        return code
+
+    assert await in_thread(live, work) is grpc.StatusCode.CANCELLED
     await live.probe.until_ended()
     assert live.probe.ended == ["cancelled"]
 
