@@ -52,7 +52,11 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--caps", type=_names, help="capabilities to serve, with commas; all of the apps' if left")
+    add(
+        "--caps",
+        type=_names,
+        help="capabilities to serve, with commas; left out, all of the apps, or what is built in",
+    )
     add(
         "--app",
         action="append",
