@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from anyserve.capability import Attribute, Capability
+from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.link.frames import Buffer
 from anyserve.messages import Sequence as SequenceInfo
@@ -30,7 +30,6 @@ class Call:
     request_id: str = ""
     deadline: float = math.inf
     """Absolute, on Trio's clock."""
-    parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     sequence: SequenceInfo | None = None
     regions: Mapping[str, Any] = attrs.field(factory=dict)
