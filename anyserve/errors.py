@@ -137,6 +137,16 @@ class Unauthenticated(AnyServeError):
     status = Status.UNAUTHENTICATED
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The exception inside the groups that nurseries have put around it alone.
+
+    A group of several comes back as it is.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 _BY_STATUS: dict[Status, type[AnyServeError]] = {
     error.status: error for error in AnyServeError.__subclasses__()
 }

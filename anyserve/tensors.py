@@ -30,7 +30,8 @@ MAX_DIMENSIONS = 64
 MAX_STRINGS = 1 << 18
 """Elements of BYTES in the raw inputs of a request: each becomes a Python object."""
 
-_REGION = "shared_memory_region"
+REGION = "shared_memory_region"
+"""Parameter of a tensor that lies in a client's region: the region's name."""
 _MAX_ELEMENTS = (1 << 63) // 8 - 1
 _LENGTH_SIZE = 4  # of the length before each element of BYTES
 
@@ -220,7 +221,7 @@ def decode_inputs(
     strings = 0
     unused = iter(raw)
     if raw:
-        expected = sum(_REGION not in tensor.parameters for tensor in request.inputs)
+        expected = sum(REGION not in tensor.parameters for tensor in request.inputs)
         if len(raw) != expected:
             raise InvalidArgument(
                 f"raw_input_contents has {len(raw)} entries for {expected} inputs outside of"
@@ -232,7 +233,7 @@ def decode_inputs(
             raise InvalidArgument("an input has no name")
         if name in arrays:
             raise InvalidArgument(f"input {name!r} is there twice")
-        in_region = _REGION in tensor.parameters
+        in_region = REGION in tensor.parameters
         if raw or in_region:
             _refuse_typed(tensor, "in shared memory" if in_region else "raw")
             layout = Layout.of(f"input {name!r}", tensor.datatype, tensor.shape)

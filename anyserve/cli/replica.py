@@ -16,6 +16,7 @@ from anyserve_actors import RestartIntensityExceeded
 
 from anyserve import __version__, collector, logs
 from anyserve.engines import BUILTINS
+from anyserve.errors import innermost
 from anyserve.offers import Offer
 from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
@@ -159,9 +160,7 @@ async def _serve(config: ReplicaConfig) -> None:
                     await replica.drain()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        failure = group
-        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-            failure = failure.exceptions[0]
+        failure = innermost(group)
     if failure is not None:
         raise failure
     _say("stopped")

@@ -30,12 +30,12 @@ from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher, Execution
 from anyserve.replica.exchange import Call, Reply
 from anyserve.replica.sequences import sequence_of
+from anyserve.tensors import REGION
 from anyserve.transport.rpc import ServerStream
+from anyserve.worker.shared import BYTE_SIZE
 
 Result = TypeVar("Result")
 
-_REGION = "shared_memory_region"
-_BYTE_SIZE = "shared_memory_byte_size"
 _MAX_TIMEOUT_US = 2**53
 _NAMED = 100
 """Characters of a request's id that name it in logs and traces."""
@@ -77,7 +77,7 @@ class Inference:
             check_name(head.model_name)
         need = need_of(head.model_name, head.parameters, metadata.items())
         offer = self._dispatcher.match(need)[0].offer
-        _check_version(offer, head.model_version)
+        require_version(offer, head.model_version)
         call = Call(
             need=need,
             head=head.head,
@@ -120,7 +120,7 @@ class Inference:
 
     def _find_regions(self, head: bytes) -> Mapping[str, Any]:
         """The registered regions that the tensors of a request name, ready to be sent on."""
-        if _REGION.encode() not in head:
+        if REGION.encode() not in head:
             return {}
         try:
             tensors = scan_tensor_parameters(head)
@@ -129,7 +129,7 @@ class Inference:
         found = {}
         total = 0
         for tensor, parameters in tensors:
-            name = parameters.get(_REGION)
+            name = parameters.get(REGION)
             if isinstance(name, str) and name:
                 region = self._regions.find(name)
                 found[name] = attrs.asdict(region)
@@ -173,11 +173,12 @@ def take(reply: Reply) -> bytes:
 
 def _size_in(region: RegionRef, parameters: Mapping[str, Attribute]) -> int:
     """The bytes that a tensor has in its region; a size that can't be is for the worker."""
-    size = parameters.get(_BYTE_SIZE)
+    size = parameters.get(BYTE_SIZE)
     return size if isinstance(size, int) and 0 < size <= region.byte_size else 0
 
 
-def _check_version(offer: Offer, version: str) -> None:
+def require_version(offer: Offer, version: str) -> None:
+    """Raise unless `version` is empty or the offer's: `InvalidArgument`, `NotFound`."""
     check_version(version)
     if version and version != offer.version:
         raise NotFound(f"{offer.name!r} has no version {version}, only {offer.version}")

@@ -14,7 +14,7 @@ from anyserve.capability import check_name
 from anyserve.errors import InvalidArgument, NotFound, Unimplemented
 from anyserve.objects.regions import Regions
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.inference import Inference, check_version, scan
+from anyserve.replica.inference import Inference, check_version, require_version, scan
 from anyserve.replica.memory_service import SharedMemoryService
 from anyserve.replica.metadata import model_config, model_metadata, model_statistics
 from anyserve.replica.pool import Pool, State
@@ -121,7 +121,6 @@ class InferenceService:
         )
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        check_version(request.version)
         try:
             pool = self._loaded(request.name, request.version)
         except NotFound:
@@ -154,8 +153,7 @@ class InferenceService:
         """
         check_version(version)
         pool = self._dispatcher.loaded_pool(check_name(name))
-        if version and version != pool.offer.version:
-            raise NotFound(f"{name!r} has no version {version}, only {pool.offer.version}")
+        require_version(pool.offer, version)
         return pool
 
     # The repository.

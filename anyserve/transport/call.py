@@ -14,7 +14,7 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
 from multidict import MultiDict
 
-from anyserve.errors import AnyServeError, Internal, InvalidArgument, Status
+from anyserve.errors import AnyServeError, Internal, InvalidArgument, Status, innermost
 from anyserve.transport import headers as h
 from anyserve.transport.framing import MessageReader, pack
 from anyserve.transport.rpc import Limits, Metadata, MetadataLike, decode, encode
@@ -198,7 +198,7 @@ async def _run_handler(call: ServerCall) -> None:
         if call.ended:
             _log.exception("the handler of %s failed after its call had ended", call.path)
             return
-        if not isinstance(_only(error), AnyServeError | GRPCError):
+        if not isinstance(innermost(error), AnyServeError | GRPCError):
             _log.exception("the handler of %s failed", call.path)
         call.fail_now(status, message)
     except BaseExceptionGroup as group:
@@ -213,16 +213,9 @@ async def _run_handler(call: ServerCall) -> None:
 
 def status_of(error: Exception) -> tuple[Status, str]:
     """The one place that turns what a handler raised into a status and its message."""
-    cause = _only(error)
+    cause = innermost(error)
     if isinstance(cause, AnyServeError):
         return cause.status, cause.message
     if isinstance(cause, GRPCError):
         return Status(cause.status.value), cause.message or ""
     return Status.INTERNAL, f"{type(cause).__name__}: {cause}"
-
-
-def _only(error: Exception) -> Exception:
-    """The single exception in the groups that a handler's nurseries have put around it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

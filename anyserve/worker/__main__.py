@@ -16,7 +16,7 @@ import trio
 
 from anyserve import collector, logs
 from anyserve.app import App, AppError, load_app
-from anyserve.errors import AnyServeError
+from anyserve.errors import AnyServeError, innermost
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
 from anyserve.link.frames import Kind
@@ -127,11 +127,10 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
 
 
 def _one_line(error: Exception) -> str:
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, AnyServeError):
-        return error.message
-    return f"{type(error).__name__}: {error}"
+    cause = innermost(error)
+    if isinstance(cause, AnyServeError):
+        return cause.message
+    return f"{type(cause).__name__}: {cause}"
 
 
 async def _expect(channel: FrameChannel, kind: Kind) -> dict[str, Any]:

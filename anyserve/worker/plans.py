@@ -19,9 +19,9 @@ from anyserve.errors import InvalidArgument
 from anyserve.link.frames import Buffer
 from anyserve.messages import Request
 from anyserve.offers import Offer
-from anyserve.tensors import Layout
+from anyserve.tensors import REGION, Layout
 from anyserve.worker.responses import ResponseEncoder
-from anyserve.worker.shared import REGION, ClientRegions
+from anyserve.worker.shared import ClientRegions
 
 _KEPT = 256
 """Plans that are kept for each handler."""

@@ -11,8 +11,8 @@ from anyserve.errors import InvalidArgument, NotFound
 from anyserve.link.frames import Buffer
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef, check_overlaps
+from anyserve.tensors import REGION
 
-REGION = "shared_memory_region"
 BYTE_SIZE = "shared_memory_byte_size"
 OFFSET = "shared_memory_offset"
 
