@@ -19,12 +19,31 @@ from hypothesis import HealthCheck, settings
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
+from anyserve.transport.wires import WIRES
+
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("anyserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("anyserve")
 
 ROOT = Path(__file__).parent.parent
 READY = re.compile(r"^ready in .* on (\S+:(\d+))$", re.MULTILINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --transport grpclib` tests replicas on the reference transport."""
+    parser.addoption(
+        "--transport",
+        choices=WIRES,
+        default=WIRES[0],
+        help=f"what carries the calls of the replicas under test ({WIRES[0]})",
+    )
+
+
+@pytest.fixture(scope="session")
+def transport(request: pytest.FixtureRequest) -> str:
+    """What carries the calls of the replicas under test."""
+    name: str = request.config.getoption("--transport")
+    return name
 
 
 @attrs.define
@@ -85,15 +104,15 @@ def running_replica(log: Path, *options: str) -> Iterator[LiveReplica]:
 
 
 @pytest.fixture(scope="session")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveReplica]:
+def replica(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[LiveReplica]:
     """One that all tests share, which leave it as they found it: `tests/apps/behaviours.py`."""
     log = tmp_path_factory.mktemp("replica") / "log"
-    with running_replica(log, "--app", "behaviours:app") as live:
+    with running_replica(log, "--transport", transport, "--app", "behaviours:app") as live:
         yield live
 
 
 @pytest.fixture
-def start_replica(tmp_path: Path) -> Iterator[StartReplica]:
+def start_replica(tmp_path: Path, transport: str) -> Iterator[StartReplica]:
     """Start replicas of the test's own; they end with it."""
     with ExitStack() as stack:
         started = 0
@@ -102,7 +121,7 @@ def start_replica(tmp_path: Path) -> Iterator[StartReplica]:
             nonlocal started
             started += 1
             log = tmp_path / f"replica-{started}.log"
-            return stack.enter_context(running_replica(log, *options))
+            return stack.enter_context(running_replica(log, "--transport", transport, *options))
 
         yield start
 

@@ -131,13 +131,22 @@ def segments_of() -> Callable[[int], set[str]]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def launch(tmp_path: Path, transport: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the replica's command without waiting for it to serve; it ends with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "anyserve.replica", "--port", "0", *options],
+            [
+                sys.executable,
+                "-m",
+                "anyserve.replica",
+                "--port",
+                "0",
+                "--transport",
+                transport,
+                *options,
+            ],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "apps")},
             stdout=subprocess.PIPE,
@@ -154,14 +163,15 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def replica_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def replica_here(monkeypatch: pytest.MonkeyPatch, transport: str) -> Callable[..., Any]:
     """Runs a replica in this process, with real workers, to choose its patience and look inside."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "apps"))
 
     @asynccontextmanager
     async def run(workers: int = 1, **patience: float) -> AsyncIterator[tuple[Replica, Client]]:
         plan = Plan([AppSpec("behaviours", "behaviours:app", workers=workers)], {}, None)
-        replica = Replica(ReplicaConfig(plan, port=0, patience=Patience(**patience)))
+        config = ReplicaConfig(plan, port=0, transport=transport, patience=Patience(**patience))
+        replica = Replica(config)
         async with replica.running(), open_client(str(replica.address)) as client:
             yield replica, client
 
