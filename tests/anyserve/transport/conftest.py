@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -346,6 +346,48 @@ async def raw(live: Live) -> AsyncIterator[RawClient]:
 
 
 @attrs.define
+class Relay:
+    """Passes bytes between clients and a server, and keeps what the clients send."""
+
+    upstream: TcpAddress
+    target: str = ""
+    sent: list[bytearray] = attrs.field(factory=list)
+    """One for each connection."""
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        self.target = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        task_status.started()
+        await trio.serve_listeners(self._connected, [listener])
+
+    async def _connected(self, client: trio.SocketStream) -> None:
+        kept = bytearray()
+        self.sent.append(kept)
+        server = await trio.open_tcp_stream(self.upstream.host, self.upstream.port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pass, server, client, bytearray(), nursery.cancel_scope)
+            await self._pass(client, server, kept, nursery.cancel_scope)
+
+    async def _pass(self, source: Any, sink: Any, kept: bytearray, scope: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError):
+            while data := await source.receive_some(65536):
+                kept += data
+                await sink.send_all(data)
+        scope.cancel()
+
+
+@asynccontextmanager
+async def run_relay(live: Live) -> AsyncIterator[Relay]:
+    address = live.server.address
+    assert isinstance(address, TcpAddress)
+    relay = Relay(address)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        yield relay
+        nursery.cancel_scope.cancel()
+
+
+@attrs.define
 class Bystander:
     """A well-behaved client; every call it makes must be answered, and soon."""
 
@@ -392,6 +434,12 @@ def bystander() -> Any:
 def connect() -> Any:
     """Opens further raw clients: `async with connect(live) as client`."""
     return connect_raw
+
+
+@pytest.fixture
+def relay() -> Any:
+    """Listens in on clients: `async with relay(live) as between`, which has a `target`."""
+    return run_relay
 
 
 @pytest.fixture
