@@ -5,38 +5,52 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from functools import partial
 
-from benchmarks import decode, echo, handover, memory, profile, servers, tensors
+from benchmarks import (
+    cancel,
+    comparison,
+    decode,
+    echo,
+    handover,
+    memory,
+    profile,
+    servers,
+    streams,
+    tensors,
+    transport,
+)
 from benchmarks.errors import CannotMeasure
+
+_BENCHMARKS: dict[str, Callable[[int], None]] = {
+    "memory": lambda rounds: memory.run(),
+    "echo": echo.run,
+    "streams": streams.run,
+    "cancel": cancel.run,
+    "transport": transport.run,
+    "profile": lambda rounds: profile.run(),
+    "tensors": tensors.run,
+    "handover": handover.run,
+    "decode": decode.run,
+    "peers": comparison.run,
+}
 
 
 def main() -> int:
     """Run the benchmarks named; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", help="memory, echo, profile, tensors, handover, decode; all if left"
-    )
+    parser.add_argument("names", nargs="*", help=f"{', '.join(_BENCHMARKS)}; all if left")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
     options = parser.parse_args()
-    benchmarks: dict[str, Callable[[], None]] = {
-        "memory": memory.run,
-        "echo": partial(echo.run, options.rounds),
-        "profile": profile.run,
-        "tensors": partial(tensors.run, options.rounds),
-        "handover": partial(handover.run, options.rounds),
-        "decode": partial(decode.run, options.rounds),
-    }
-    unknown = set(options.names) - set(benchmarks)
+    unknown = set(options.names) - set(_BENCHMARKS)
     if unknown:
         parser.error(
-            f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(benchmarks)}"
+            f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(_BENCHMARKS)}"
         )
     try:
         servers.take_load_core()
-        for name in options.names or benchmarks:
+        for name in options.names or _BENCHMARKS:
             print(f"\n{name}\n")
-            benchmarks[name]()
+            _BENCHMARKS[name](options.rounds)
     except CannotMeasure as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1

@@ -1,38 +1,67 @@
-"""The server to compare with: the echo on grpc.aio and Google's protobuf, in one process."""
+"""The server to compare with: the same work on grpc.aio, in one process.
+
+In Google's protobuf, as a real server would; with `--bytes`, nothing is parsed or serialised.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
-from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
+
+from benchmarks import google_work as work
+from benchmarks import prepared
+from benchmarks.notes import note
+
+_PREPARED = prepared.stream()
 
 
 async def _infer(request: Any, context: Any) -> Any:
-    reply = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
-    for tensor in request.inputs:
-        reply.outputs.add(
-            name=tensor.name.replace("INPUT", "OUTPUT"),
-            datatype=tensor.datatype,
-            shape=tensor.shape,
-        )
-    reply.raw_output_contents.extend(request.raw_input_contents)
-    return reply
+    return work.echo(request)
 
 
-async def _serve() -> None:
-    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    server = grpc.aio.server(options=unlimited)
-    method = grpc.unary_unary_rpc_method_handler(
-        _infer,
-        request_deserializer=pb.ModelInferRequest.FromString,
-        response_serializer=pb.ModelInferResponse.SerializeToString,
-    )
-    service = grpc.method_handlers_generic_handler(
-        "inference.GRPCInferenceService", {"ModelInfer": method}
-    )
-    server.add_generic_rpc_handlers((service,))
+async def _stream_infer(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async for request in requests:
+        responses = _hang if request.model_name == "hang" else _stream
+        async for response in responses(request):
+            yield response
+
+
+async def _stream(request: Any) -> AsyncIterator[Any]:
+    wanted = work.wanted(request)
+    for number, due in enumerate(wanted.due(time.monotonic())):
+        if wanted.gap:
+            await asyncio.sleep(due - time.monotonic())
+        yield work.message(request, number)
+
+
+async def _hang(request: Any) -> AsyncIterator[Any]:
+    yield work.message(request, 0)
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        note(work.path(request))
+        raise
+
+
+async def _return(request: bytes, context: Any) -> bytes:
+    return request
+
+
+async def _send_prepared(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async for _ in requests:
+        for message in _PREPARED:
+            yield message
+
+
+async def _serve(parsed: bool) -> None:
+    server = grpc.aio.server(options=work.OPTIONS)
+    infer, stream_infer = (_infer, _stream_infer) if parsed else (_return, _send_prepared)
+    server.add_generic_rpc_handlers((work.service(infer, stream_infer, parsed=parsed),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"ready on 127.0.0.1:{port}", flush=True)
@@ -40,4 +69,4 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(parsed="--bytes" not in sys.argv))

@@ -7,13 +7,14 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
 from benchmarks.errors import CannotMeasure
-from benchmarks.messages import INFER
+from benchmarks.prepared import INFER
 from benchmarks.servers import Server
 
 _PREFIX = 5
@@ -32,6 +33,9 @@ class Load:
     in_flight: int
     """Calls at any time, all on one connection."""
     calls: int
+    method: str = INFER
+    replies: int = 1
+    """Messages that answer one call."""
 
 
 @attrs.frozen
@@ -39,15 +43,16 @@ class Figures:
     """What one run, or the median of several, showed."""
 
     cpu_us: Mapping[str, float]
-    """CPU time of each process of the server, microseconds a call."""
+    """CPU time of each process of the server, microseconds a reply."""
     rate: float
-    """Calls a second."""
+    """Replies a second."""
     p50_ms: float
+    """Time of a call, to its last reply."""
     p99_ms: float
 
     @property
     def total_cpu_us(self) -> float:
-        """CPU time of the whole server, microseconds a call."""
+        """CPU time of the whole server, microseconds a reply."""
         return sum(self.cpu_us.values())
 
 
@@ -61,18 +66,13 @@ def check_installed() -> None:
 
 
 def run(server: Server, load: Load, reply_size: int) -> Figures:
-    """Send the load; raises `CannotMeasure` unless every call got a reply of that many bytes."""
+    """Send the load; raises `CannotMeasure` unless the replies to each call had so many bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        body, log = Path(folder, "body"), Path(folder, "log")
-        body.write_bytes(b"\0" + len(load.message).to_bytes(4, "big") + load.message)
+        log = Path(folder, "log")
+        command = _command(server, load, folder)
         before = server.cpu_seconds()
         done = subprocess.run(
-            [
-                *("h2load", "--clients", "1", "--max-concurrent-streams", str(load.in_flight)),
-                *("--requests", str(load.calls), "--data", str(body), "--log-file", str(log)),
-                *("--header", "content-type: application/grpc", "--header", "te: trailers"),
-                f"http://{server.address}{INFER}",
-            ],
+            [*command, "--log-file", str(log)],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
@@ -82,12 +82,28 @@ def run(server: Server, load: Load, reply_size: int) -> Figures:
         _check(server, load, done.stdout, reply_size)
         times = [int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines()]
     percentiles = statistics.quantiles(times, n=100)
+    replies = load.calls * load.replies
     return Figures(
-        cpu_us={name: (after[name] - before[name]) / load.calls * 1e6 for name in before},
-        rate=float(_found(_RATE, done.stdout)),
+        cpu_us={name: (after[name] - before[name]) / replies * 1e6 for name in before},
+        rate=float(_found(_RATE, done.stdout)) * load.replies,
         p50_ms=percentiles[49],
         p99_ms=percentiles[98],
     )
+
+
+@contextmanager
+def sending(server: Server, load: Load) -> Iterator[None]:
+    """Send the load meanwhile; raises `CannotMeasure` if that ended by itself."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(_command(server, load, folder), stdout=subprocess.DEVNULL) as process,
+    ):
+        try:
+            yield
+            if process.poll() is not None:
+                raise CannotMeasure(f"{server.name} did not answer until the end")
+        finally:
+            process.terminate()
 
 
 def median(runs: Sequence[Figures]) -> Figures:
@@ -103,11 +119,22 @@ def median(runs: Sequence[Figures]) -> Figures:
     )
 
 
+def _command(server: Server, load: Load, folder: str) -> list[str]:
+    body = Path(folder, "body")
+    body.write_bytes(b"\0" + len(load.message).to_bytes(4, "big") + load.message)
+    return [
+        *("h2load", "--clients", "1", "--max-concurrent-streams", str(load.in_flight)),
+        *("--requests", str(load.calls), "--data", str(body)),
+        *("--header", "content-type: application/grpc", "--header", "te: trailers"),
+        f"http://{server.address}{load.method}",
+    ]
+
+
 def _check(server: Server, load: Load, output: str, reply_size: int) -> None:
     # h2load knows HTTP alone: that a call failed shows in the size of what came back.
     succeeded = int(_found(_SUCCEEDED, output))
     data = int(_found(_DATA, output))
-    if succeeded != load.calls or data != load.calls * (reply_size + _PREFIX):
+    if succeeded != load.calls or data != load.calls * (reply_size + load.replies * _PREFIX):
         raise CannotMeasure(
             f"{server.name} answered {succeeded} of {load.calls} calls with {data} bytes:\n{output}"
         )

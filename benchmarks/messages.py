@@ -8,8 +8,9 @@ from anyserve_protos import inference as pb
 from anyserve_protos.infer_wire import join_request
 
 from benchmarks.errors import CannotMeasure
+from benchmarks.pacing import Stream
+from benchmarks.prepared import INFER, STREAM_INFER
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 REGISTER = "/inference.GRPCInferenceService/SystemSharedMemoryRegister"
 
 _TIMEOUT = 20.0
@@ -31,6 +32,24 @@ def shared_echo_request(floats: int, source: str, target: str) -> bytes:
         name="OUTPUT0", parameters=_region(target, floats)
     )
     return bytes(pb.ModelInferRequest(model_name="echo", id="1", inputs=[tensor], outputs=[output]))
+
+
+def stream_request(stream: Stream) -> bytes:
+    """A ModelInferRequest to `stream`."""
+    numbers = np.array(stream.numbers(), np.int32)
+    tensor = pb.ModelInferRequestInferInputTensor(
+        name="INPUT0", datatype="INT32", shape=[len(numbers)]
+    )
+    head = pb.ModelInferRequest(model_name="stream", id="1", inputs=[tensor])
+    return join_request(bytes(head), [numbers.tobytes()])
+
+
+def hang_request(path: str) -> bytes:
+    """A ModelInferRequest to `hang`, whose cancellation is noted at `path`."""
+    content = path.encode()
+    tensor = pb.ModelInferRequestInferInputTensor(name="INPUT0", datatype="BYTES", shape=[1])
+    head = pb.ModelInferRequest(model_name="hang", id="1", inputs=[tensor])
+    return join_request(bytes(head), [len(content).to_bytes(4, "little") + content])
 
 
 def register_request(name: str, key: str, size: int) -> bytes:
@@ -58,6 +77,21 @@ def check_echo(address: str, request: bytes) -> int:
     if answer.raw_output_contents != sent.raw_input_contents:
         raise CannotMeasure(f"{address} does not echo the tensor")
     return len(reply)
+
+
+def check_stream(address: str, request: bytes, messages: int) -> int:
+    """Send `request` once and see that all its messages come, in order; their size in bytes."""
+    with grpc.insecure_channel(address, options=_UNLIMITED) as channel:
+        stream = channel.stream_stream(STREAM_INFER)
+        try:
+            replies = list(stream(iter([request]), timeout=_TIMEOUT, wait_for_ready=True))
+        except grpc.RpcError as error:
+            raise CannotMeasure(f"{STREAM_INFER} at {address}: {error.details()}") from error
+    # Peers differ in their messages, but the tensor's four bytes are in all of them.
+    numbers = [number.to_bytes(4, "little") for number in range(messages)]
+    if len(replies) != messages or not all(map(bytes.__contains__, replies, numbers)):
+        raise CannotMeasure(f"{address} answers a stream with {len(replies)} wrong messages")
+    return sum(map(len, replies))
 
 
 def _input(floats: int) -> pb.ModelInferRequestInferInputTensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import attrs
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2
 
 
 @attrs.frozen
@@ -42,10 +43,16 @@ def family(pid: int) -> dict[str, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """utime + stime of a process so far, in ticks of (mostly) 10 ms."""
+    """CPU time of a process so far, of all its threads, to the nanosecond."""
+    # clock_getcpuclockid(3), which Python lacks, makes the clock's number so.
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+
+
+def kernel_seconds(pid: int) -> float:
+    """The part of `cpu_seconds` that the kernel used, to 10 ms."""
     # The name in parentheses may have spaces.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK
+    return int(fields[12]) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> Memory:

@@ -1,39 +1,90 @@
-"""Where the replica's CPU time goes with 64 small echoes in flight, by component."""
+"""Where the CPU time of a small echo and of a streamed message goes, by component and process."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from collections import Counter
 
-from benchmarks import echo, h2load, servers
+import attrs
+
+from benchmarks import echo, h2load, proc, servers, streams
+from benchmarks.components import by_component
 from benchmarks.h2load import Load
 from benchmarks.messages import check_echo, echo_request
+from benchmarks.rounds import Case
+from benchmarks.servers import Server
 from benchmarks.tables import number, table
 
-IN_FLIGHT = 64
-CALLS = 20_000
+CALLS = {"back to back": 320, "5 ms, in step": 128}
+"""Streams, by their kind."""
+ECHOES, IN_FLIGHT = 20_000, 64
 
-_LEAST = 0.005
-"""Share under which a component has no row."""
+_LEAST = 0.5
+"""Microseconds under which a component has no row, in whatever column."""
+
+
+@attrs.frozen
+class Profile:
+    """What one process did for one kind of work."""
+
+    cpu_us: float
+    """CPU time, microseconds a reply."""
+    kernel_us: float
+    """The kernel's part of it."""
+    samples: Counter[str]
+    """By component."""
+
+    def part_us(self, component: str) -> float:
+        """A component's part of the CPU time."""
+        return self.samples[component] / self.samples.total() * self.cpu_us
 
 
 def run() -> None:
-    """Print the table. Sampling itself makes the replica a few percent slower."""
+    """Print the table. Sampling itself makes both processes a few percent slower."""
     h2load.check_installed()
-    request = echo_request(echo.FLOATS)
-    options = ("--app", "examples.echo:app")
+    options = ("--app", "benchmarks.sampled_app:app")
     with servers.replica(*options, module="benchmarks.sampled_replica") as server:
-        size = check_echo(server.address, request)
-        replica, pid = next(iter(server.processes.items()))
-        os.kill(pid, signal.SIGUSR1)
-        figures = h2load.run(server, Load(request, IN_FLIGHT, CALLS), size)
-        os.kill(pid, signal.SIGUSR1)
-        samples: dict[str, int] = json.loads(server.read_line("{"))
-    total = sum(samples.values())
+        profiles = {
+            f"{case.what}: {process.removeprefix('sampled_')}": profile
+            for case in _cases(server)
+            for process, profile in _profile(case).items()
+        }
+    components = set[str]().union(*(profile.samples for profile in profiles.values()))
+    most = {name: max(p.part_us(name) for p in profiles.values()) for name in components}
     rows = [
-        [name, f"{count / total:.1%}", number(count / total * figures.cpu_us[replica])]
-        for name, count in sorted(samples.items(), key=lambda item: -item[1])
-        if count / total >= _LEAST
+        [name, *(number(profile.part_us(name)) for profile in profiles.values())]
+        for name in sorted(most, key=lambda name: -most[name])
+        if most[name] >= _LEAST
     ]
-    print(table(["component", "share", "CPU µs/req"], rows))
+    rows.append(["in all", *(number(profile.cpu_us) for profile in profiles.values())])
+    rows.append(["of it the kernel", *(number(p.kernel_us) for p in profiles.values())])
+    print(table(["CPU µs", *profiles], rows))
+
+
+def _cases(server: Server) -> list[Case]:
+    request = echo_request(echo.FLOATS)
+    echoes = Load(request, IN_FLIGHT, ECHOES)
+    return [
+        Case("echo", server, echoes, check_echo(server.address, request)),
+        *(streams.case(what, server, calls) for what, calls in CALLS.items()),
+    ]
+
+
+def _profile(case: Case) -> dict[str, Profile]:
+    """Run the load; what each process did meanwhile."""
+    server, processes = case.server, case.server.processes
+    for pid in processes.values():
+        os.kill(pid, signal.SIGUSR1)
+    before = {name: proc.kernel_seconds(pid) for name, pid in processes.items()}
+    figures = h2load.run(server, case.load, case.reply_size)
+    replies = case.load.calls * case.load.replies
+    profiles = {}
+    for name, pid in processes.items():
+        kernel = proc.kernel_seconds(pid) - before[name]
+        # The worker's standard output is the replica's.
+        os.kill(pid, signal.SIGUSR1)
+        samples = by_component(json.loads(server.read_line("{")))
+        profiles[name] = Profile(figures.cpu_us[name], kernel / replies * 1e6, samples)
+    return profiles

@@ -12,6 +12,9 @@ from benchmarks.h2load import Figures, Load
 from benchmarks.servers import Server
 from benchmarks.tables import number, table
 
+_LEAST = 0.01
+"""Share of the CPU time under which a process is not named."""
+
 
 @attrs.frozen(eq=False)
 class Case:
@@ -38,9 +41,13 @@ def measure(cases: Sequence[Case], rounds: int) -> Mapping[Case, Figures]:
     return {case: h2load.median(figures) for case, figures in runs.items()}
 
 
-def print_table(results: Mapping[Case, Figures], baseline: Server) -> None:
-    """One row for each case, with its CPU time over that of the same load on `baseline`."""
+def print_table(results: Mapping[Case, Figures], baseline: Server, unit: str = "req") -> None:
+    """One row for each case, with its CPU time over that of the same load on `baseline`.
+
+    unit: what is counted; of a stream's messages there are no latencies.
+    """
     bases = {case.what: figures for case, figures in results.items() if case.server is baseline}
+    latencies = unit == "req"
     rows = [
         [
             case.what,
@@ -49,25 +56,16 @@ def print_table(results: Mapping[Case, Figures], baseline: Server) -> None:
             _by_process(figures),
             number(figures.total_cpu_us / bases[case.baseline or case.what].total_cpu_us),
             number(figures.rate),
-            number(figures.p50_ms),
-            number(figures.p99_ms),
+            *([number(figures.p50_ms), number(figures.p99_ms)] if latencies else []),
         ]
         for case, figures in results.items()
     ]
-    heads = [
-        "",
-        "server",
-        "CPU µs/req",
-        "by process",
-        f"× {baseline.name}",
-        "req/s",
-        "p50 ms",
-        "p99 ms",
-    ]
-    print(table(heads, rows))
+    heads = ["", "server", f"CPU µs/{unit}", "by process", f"× {baseline.name}", f"{unit}/s"]
+    print(table(heads + ["p50 ms", "p99 ms"] * latencies, rows))
 
 
 def _by_process(figures: Figures) -> str:
     if len(figures.cpu_us) == 1:
         return ""
-    return ", ".join(f"{name} {number(cpu)}" for name, cpu in figures.cpu_us.items())
+    least = figures.total_cpu_us * _LEAST
+    return ", ".join(f"{name} {number(cpu)}" for name, cpu in figures.cpu_us.items() if cpu > least)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +21,10 @@ ROOT = Path(__file__).parent.parent
 SERVER_CORE, LOAD_CORE = 0, 1
 BOTH = f"{SERVER_CORE},{LOAD_CORE}"
 """Cores of a server that has threads for both."""
+
+ECHO = ("--app", "examples.echo:app")
+WORK = ("--app", "benchmarks.work_app:app")
+"""Options of a replica with one worker."""
 
 _READY = re.compile(r"^ready\b.* on (\S+:\d+)$")
 _EXIT_TIMEOUT = 30.0
@@ -35,11 +39,12 @@ class Server:
     """`host:port`."""
     processes: Mapping[str, int]
     """The process ids of its family, by name."""
-    _output: IO[str]
+    output: IO[str]
+    """What it prints."""
 
     def read_line(self, start: str) -> str:
         """The next line that it prints which starts like that."""
-        for line in self._output:
+        for line in self.output:
             if line.startswith(start):
                 return line
         raise CannotMeasure(f"{self.name} has ended: see above")
@@ -60,6 +65,22 @@ def take_load_core() -> None:
 
 
 @contextmanager
+def all_of(*starting: AbstractContextManager[Server]) -> Iterator[list[Server]]:
+    """Servers that run at the same time."""
+    with ExitStack() as running:
+        yield [running.enter_context(server) for server in starting]
+
+
+def echoes() -> AbstractContextManager[list[Server]]:
+    """Servers of `echo`; the last is the one to compare with."""
+    return all_of(
+        replica(*ECHO),
+        replica(*ECHO, "--transport", "grpclib", name="AnyServe, grpclib"),
+        grpc_aio(),
+    )
+
+
+@contextmanager
 def replica(
     *options: str,
     name: str = "AnyServe",
@@ -67,36 +88,47 @@ def replica(
     cores: str = str(SERVER_CORE),
 ) -> Iterator[Server]:
     """A replica with `options`, of one worker."""
-    command = ["-m", module, "--port", "0", "--log-level", "warning", *options]
-    with _running(name, command, cores) as server:
+    arguments = ["-m", module, "--port", "0", "--log-level", "warning", *options]
+    with _running(name, *arguments, cores=cores) as server:
         yield server
 
 
 @contextmanager
-def echoes() -> Iterator[tuple[Server, Server, Server]]:
-    """Three servers of `echo`: ours, ours on its reference transport, and grpc.aio."""
-    app = ("--app", "examples.echo:app")
-    with (
-        replica(*app) as ours,
-        replica(*app, "--transport", "grpclib", name="AnyServe, grpclib") as reference,
-        grpc_aio() as theirs,
-    ):
-        yield ours, reference, theirs
-
-
-@contextmanager
-def grpc_aio() -> Iterator[Server]:
-    """The echo server of `benchmarks.grpc_aio_server`."""
-    with _running("grpc.aio", ["-m", "benchmarks.grpc_aio_server"], str(SERVER_CORE)) as server:
+def grpc_aio(*options: str, name: str = "grpc.aio") -> Iterator[Server]:
+    """`benchmarks.grpc_aio_server`."""
+    with _running(name, "-m", "benchmarks.grpc_aio_server", *options) as server:
         yield server
 
 
 @contextmanager
-def child(*arguments: str, cores: str) -> Iterator[subprocess.Popen[str]]:
-    """This Python with `arguments`, on those cores, its standard streams piped."""
-    command = ["taskset", "--cpu-list", cores, sys.executable, *arguments]
+def grpc_threads() -> Iterator[Server]:
+    """`benchmarks.grpc_threads_server`."""
+    with _running("grpcio, 32 threads", "-m", "benchmarks.grpc_threads_server") as server:
+        yield server
+
+
+@contextmanager
+def transport() -> Iterator[Server]:
+    """`benchmarks.transport_server`."""
+    with _running("AnyServe's transport", "-m", "benchmarks.transport_server") as server:
+        yield server
+
+
+@contextmanager
+def child(
+    *arguments: str,
+    python: str = sys.executable,
+    cores: str = str(SERVER_CORE),
+    log: IO[str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """`python` with `arguments`, on those cores; what it prints is piped, or all goes to `log`."""
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["taskset", "--cpu-list", cores, python, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if log is None else log,
+        stderr=log,
+        text=True,
     ) as process:
         try:
             yield process
@@ -110,7 +142,7 @@ def child(*arguments: str, cores: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def _running(name: str, arguments: list[str], cores: str) -> Iterator[Server]:
+def _running(name: str, *arguments: str, cores: str = str(SERVER_CORE)) -> Iterator[Server]:
     with child(*arguments, cores=cores) as process:
         assert process.stdout is not None
         address = next((match[1] for line in process.stdout if (match := _READY.match(line))), None)

@@ -13,7 +13,6 @@ from benchmarks import h2load, servers
 from benchmarks.errors import CannotMeasure
 from benchmarks.h2load import Load
 from benchmarks.messages import (
-    INFER,
     REGISTER,
     call,
     check_echo,
@@ -21,6 +20,7 @@ from benchmarks.messages import (
     register_request,
     shared_echo_request,
 )
+from benchmarks.prepared import INFER
 from benchmarks.rounds import Case, measure, print_table
 from benchmarks.servers import Server
 
