@@ -350,6 +350,18 @@ async def test_pings_are_answered_and_calls_after_them(raw: Any, frame: Any):
     assert (await raw.answer(await raw.call("Echo", frame(b"")))).status == "0"
 
 
+async def test_an_idle_client_that_pings_every_second_gets_its_next_call_answered(
+    live: Any, raw: Any, frame: Any, autojump_clock: trio.testing.MockClock
+):
+    for second in range(1, 301):
+        raw.h2.ping(b"12345678")
+        await raw.flush()
+        await raw.until(lambda: raw.pongs == second)  # noqa: B023 - it is called in this turn
+        await trio.sleep(1)
+    assert (await raw.answer(await raw.call("Echo", frame(b"next")))).data == frame(b"next")
+    assert raw.goaway is None
+
+
 FLOODS = {
     "PING": h2_frame(6, b"12345678"),
     "SETTINGS": SETTINGS,

@@ -12,6 +12,7 @@ function connect(options = {}) {
   return new grpc.Client(target, grpc.credentials.createInsecure(), {
     "grpc.max_receive_message_length": -1,
     "grpc.max_send_message_length": -1,
+    "grpc.enable_http_proxy": 0,
     ...options,
   });
 }
