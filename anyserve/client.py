@@ -15,7 +15,7 @@ from anyserve_protos.infer_wire import join_request
 from anyserve import parameters, tensors
 from anyserve.capability import Attribute
 from anyserve.errors import Unknown
-from anyserve.messages import OutputValue, as_array
+from anyserve.messages import OutputValue
 from anyserve.transport.channel import Channel, ClientStream
 from anyserve.transport.trio_client import open_channel
 
@@ -158,7 +158,7 @@ def encode_request(
     request.parameters = parameters.encode_all(values)
     raw = []
     for name, value in inputs.items():
-        datatype, shape, buffer = tensors.encode_raw(as_array(value))
+        datatype, shape, buffer = tensors.encode_raw(tensors.as_array(value))
         request.inputs.append(
             pb.ModelInferRequestInferInputTensor(name=name, datatype=datatype, shape=list(shape))
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 import trio
 
 from anyserve.capability import Attribute
+
+if TYPE_CHECKING:  # a replica has no arrays, and numpy is a third of its memory
+    import numpy.typing as npt
 
 
 @attrs.frozen
@@ -50,7 +51,7 @@ class Request:
         return self.inputs.get(name, default)
 
 
-OutputValue = npt.ArrayLike | str | bytes | list[str] | list[bytes]
+OutputValue: TypeAlias = "npt.ArrayLike | str | bytes | list[str] | list[bytes]"
 
 
 @attrs.frozen
@@ -63,22 +64,6 @@ class Response:
 
     outputs: Mapping[str, OutputValue] = attrs.field(factory=dict)
     parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
-
-
-def as_array(value: OutputValue, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
-    """`value` as the array that goes on the wire.
-
-    dtype: what plain Python values become; without it ints are INT64 and floats FP64. An array is
-    taken as it is.
-    """
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, str | bytes):
-        return np.array([value], dtype=np.object_)
-    if isinstance(value, list) and value and all(isinstance(item, str | bytes) for item in value):
-        return np.array(value, dtype=np.object_)
-    array = np.asarray(value, dtype=dtype)
-    return array.reshape(1) if array.ndim == 0 else array
 
 
 @attrs.define

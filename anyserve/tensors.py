@@ -22,6 +22,7 @@ from anyserve_protos.inference import (
 )
 
 from anyserve.errors import InvalidArgument
+from anyserve.region_parameters import REGION
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -30,8 +31,6 @@ MAX_DIMENSIONS = 64
 MAX_STRINGS = 1 << 18
 """Elements of BYTES in the raw inputs of a request: each becomes a Python object."""
 
-REGION = "shared_memory_region"
-"""Parameter of a tensor that lies in a client's region: the region's name."""
 _MAX_ELEMENTS = (1 << 63) // 8 - 1
 _LENGTH_SIZE = 4  # of the length before each element of BYTES
 
@@ -188,6 +187,22 @@ def decode_contents(
         array = _round(what, datatype, array, dtype)
     array.flags.writeable = False
     return array.reshape(tuple(shape))
+
+
+def as_array(value: npt.ArrayLike, dtype: np.dtype[Any] | None = None) -> Array:
+    """`value` as the array that goes on the wire.
+
+    dtype: what plain Python values become; without it ints are INT64 and floats FP64. An array is
+    taken as it is.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, str | bytes):
+        return np.array([value], dtype=np.object_)
+    if isinstance(value, list) and value and all(isinstance(item, str | bytes) for item in value):
+        return np.array(value, dtype=np.object_)
+    array = np.asarray(value, dtype=dtype)
+    return array.reshape(1) if array.ndim == 0 else array
 
 
 def encode_raw(array: Array) -> tuple[str, tuple[int, ...], Buffer]:

@@ -11,18 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 
 from anyserve.errors import ResourceExhausted
 from anyserve.objects.allocator import Allocator, aligned
 from anyserve.objects.leases import Block, Lease
 from anyserve.objects.segments import Segment, free_bytes
 
-Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
+Buffer = bytes | bytearray | memoryview
 
 SEGMENT_SIZE = 32 << 20
 """Bytes of an ordinary segment; a larger allocation gets a segment of its own size."""
@@ -38,15 +36,11 @@ def default_limit() -> int:
 
 
 def raw_bytes(buffer: Buffer) -> memoryview:
-    """The memory of a C-contiguous buffer, uint8 of shape [n].
-
-    Raises BufferError for one that is not contiguous, TypeError for an array of objects.
-    """
-    view = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
-    if not view.flags.c_contiguous:
-        raise BufferError("the buffer is not C-contiguous")
-    # Through uint8, because bfloat16 has no buffer protocol of its own.
-    return view.reshape(-1).view(np.uint8).data
+    """The memory of a buffer, uint8 of shape [n]; raises BufferError where it is not just that."""
+    view = memoryview(buffer)
+    if view.format != "B" or view.ndim != 1 or not view.contiguous:
+        raise BufferError("the buffer is more than bytes in a row")
+    return view
 
 
 @attrs.frozen

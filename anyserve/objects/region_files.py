@@ -1,6 +1,6 @@
 """Reads and writes of clients' regions that no client can turn into a crash.
 
-Clients own these files and may truncate, unlink or replace them at any moment. `preadv` and
+Clients own these files and may truncate, unlink or replace them at any moment. `pread` and
 `pwrite` answer that with a short count or an error, where a mapping would answer with SIGBUS.
 """
 
@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Self
 
 import attrs
-import numpy as np
 
 from anyserve.errors import Internal, InvalidArgument
 from anyserve.objects.arena import Buffer, raw_bytes
@@ -34,26 +33,26 @@ class RegionFiles:
     _open: OrderedDict[str, int] = attrs.field(init=False, factory=OrderedDict)
     """Key to descriptor, the least recently used first."""
 
-    def read(self, ref: RegionRef) -> memoryview:
-        """A copy of the region's bytes, read-only uint8 of shape [byte_size].
+    def read(self, ref: RegionRef) -> bytes:
+        """A copy of the region's bytes.
 
         Raises InvalidArgument where the client shrank, unlinked or replaced the region. Takes
         `ref.byte_size` bytes of memory: whoever made the ref has bounded it.
         """
         fd = self._checked(ref)
-        # numpy's memory is not zeroed first, as a bytearray's is.
-        copy = np.empty(ref.byte_size, np.uint8).data
+        parts: list[bytes] = []  # one, but for more than Linux reads at once, which is 2 GiB
         done = 0
         with _in_words(ref):
             while done < ref.byte_size:
-                count = os.preadv(fd, [copy[done:]], ref.offset + done)
-                if not count:
+                part = os.pread(fd, ref.byte_size - done, ref.offset + done)
+                if not part:
                     raise _shrunk(ref, ref.offset + done)
-                done += count
-        return copy.toreadonly()
+                parts.append(part)
+                done += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, ref: RegionRef, buffer: Buffer) -> None:
-        """Puts the bytes of a C-contiguous buffer at the start of the region.
+        """Puts the bytes of a buffer at the start of the region.
 
         Raises Internal where they are more than the region takes, or memory is out, and
         InvalidArgument where the client shrank, unlinked or replaced it. Part of them may have

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 from anyserve_protos.infer_wire import decode_head
-from anyserve_protos.inference import ModelInferRequest
+from anyserve_protos.inference import ModelInferRequest, ModelInferRequestInferInputTensor
 
 from anyserve import parameters, tensors
 from anyserve.capability import Attribute
@@ -19,9 +19,10 @@ from anyserve.errors import InvalidArgument
 from anyserve.link.frames import Buffer
 from anyserve.messages import Request
 from anyserve.offers import Offer
-from anyserve.tensors import REGION, Layout
+from anyserve.region_parameters import REGION
+from anyserve.tensors import Layout
 from anyserve.worker.responses import ResponseEncoder
-from anyserve.worker.shared import ClientRegions
+from anyserve.worker.shared import ClientRegions, Place, place_of
 
 _KEPT = 256
 """Plans that are kept for each handler."""
@@ -40,13 +41,24 @@ class Opened:
 
 
 @attrs.frozen
+class _Input:
+    """An input that need not be looked at again, but for its length."""
+
+    name: str
+    layout: Layout
+    place: Place | None
+    """None where it is in the raw contents."""
+
+
+@attrs.frozen
 class _Plan:
-    """All that follows from a head whose inputs come raw and whose outputs go raw."""
+    """All that follows from a head of which no input is typed."""
 
     id: str
     parameters: Mapping[str, Attribute]
-    layouts: Sequence[tuple[str, Layout]]
-    """Of each input, by name, in the order of the raw contents."""
+    inputs: Sequence[_Input]
+    raw: int
+    """How many of them are in the raw contents, in this order."""
     encoder: ResponseEncoder
     batch: int
 
@@ -68,47 +80,58 @@ class Plans:
             return self._open_anew(decode(head), raw, regions)
         key = bytes(head)
         plan = self._plans.get(key)
-        if plan is None or len(raw) != len(plan.layouts):
+        if plan is None or len(raw) != plan.raw:
             message = decode(key)
             opened = self._open_anew(message, raw, regions)
-            if raw and not _uses_regions(message):
-                self._keep(key, message, opened)
+            if raw or all(REGION in tensor.parameters for tensor in message.inputs):
+                self._keep(key, message, opened, len(raw))
             return opened
+        left = iter(raw)
         arrays = {
-            name: layout.decode(contents)
-            for (name, layout), contents in zip(plan.layouts, raw, strict=True)
+            tensor.name: tensor.layout.decode(
+                next(left) if tensor.place is None else regions.read(tensor.place)
+            )
+            for tensor in plan.inputs
         }
         request = Request(self._offer.name, arrays, plan.id, dict(plan.parameters))
-        return Opened(request, plan.encoder, plan.batch)
+        return Opened(request, plan.encoder.within(regions), plan.batch)
 
     def _open_anew(
         self, message: ModelInferRequest, raw: Sequence[Buffer], regions: ClientRegions
     ) -> Opened:
-        arrays = tensors.decode_inputs(message, raw, regions.read_inputs(message))
+        shared = {
+            tensor.name: regions.read(place)
+            for tensor in message.inputs
+            if (place := _place(tensor)) is not None
+        }
+        arrays = tensors.decode_inputs(message, raw, shared)
         batch = check_inputs(self._offer, arrays)
-        encoder = ResponseEncoder(self._offer, message, regions)
+        encoder = ResponseEncoder(self._offer, message).within(regions)
         values = parameters.decode_all(message.parameters)
         return Opened(Request(self._offer.name, arrays, message.id, values), encoder, batch)
 
-    def _keep(self, key: bytes, message: ModelInferRequest, opened: Opened) -> None:
+    def _keep(self, key: bytes, message: ModelInferRequest, opened: Opened, raw: int) -> None:
         if len(self._plans) >= _KEPT:
             del self._plans[next(iter(self._plans))]
         self._plans[key] = _Plan(
             id=message.id,
             parameters=dict(opened.request.parameters),
-            layouts=[
-                (tensor.name, Layout.of(f"input {tensor.name!r}", tensor.datatype, tensor.shape))
+            inputs=[
+                _Input(
+                    tensor.name,
+                    Layout.of(f"input {tensor.name!r}", tensor.datatype, tensor.shape),
+                    _place(tensor),
+                )
                 for tensor in message.inputs
             ],
+            raw=raw,
             encoder=opened.encoder,
             batch=opened.batch,
         )
 
 
-def _uses_regions(message: ModelInferRequest) -> bool:
-    return any(REGION in tensor.parameters for tensor in message.inputs) or any(
-        REGION in tensor.parameters for tensor in message.outputs
-    )
+def _place(tensor: ModelInferRequestInferInputTensor) -> Place | None:
+    return place_of(f"input {tensor.name!r}", tensor.parameters)
 
 
 def decode(head: Buffer) -> ModelInferRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,22 +12,22 @@ from anyserve_protos.response_head import OutputHead, encode_response_head
 from anyserve import tensors
 from anyserve.errors import AnyServeError, Internal, InvalidArgument
 from anyserve.link.frames import Buffer
-from anyserve.messages import Response, as_array
+from anyserve.messages import Response
 from anyserve.offers import Offer
-from anyserve.worker.shared import ClientRegions
+from anyserve.region_parameters import BYTE_SIZE
+from anyserve.worker.shared import ClientRegions, RegionOutputs, place_of
 
 _KEPT_HEADS = 16
 """Heads of responses that are kept for each head of requests."""
 
 
 class ResponseEncoder:
-    """Encodes the responses of one request: the outputs it asked for, placed where it said."""
+    """Encodes the responses to requests with one head: the outputs they ask for, where they say."""
 
-    def __init__(self, offer: Offer, request: ModelInferRequest, regions: ClientRegions) -> None:
-        """Raises `InvalidArgument` for outputs asked for twice or unknown to the handler."""
+    def __init__(self, offer: Offer, request: ModelInferRequest) -> None:
+        """Raises `InvalidArgument` for outputs asked for twice, unknown or placed nowhere."""
         self._offer = offer
         self._id = request.id
-        self._regions = regions
         self._declared = {spec.name: spec for spec in offer.outputs}
         # A dictionary, since many outputs may be asked for; it keeps their order.
         self._requested: dict[str, None] = {}
@@ -39,9 +40,25 @@ class ResponseEncoder:
                     f" {', '.join(self._declared)}"
                 )
             self._requested[name] = None
-        regions.plan_outputs(request)
-        self._heads: dict[tuple[tuple[str, str, Sequence[int]], ...], bytes] = {}
+        places = {
+            output.name: place_of(f"output {output.name!r}", output.parameters)
+            for output in request.outputs
+        }
+        self._places = {name: place for name, place in places.items() if place is not None}
+        self._region_outputs: RegionOutputs | None = None
+        self._heads: dict[tuple[tuple[Any, ...], ...], bytes] = {}
         """Heads that were written before, for the responses that are alike."""
+
+    def within(self, regions: ClientRegions) -> ResponseEncoder:
+        """The encoder for one of the requests, which may use these regions.
+
+        Raises as `ClientRegions.outputs`.
+        """
+        if not self._places:
+            return self
+        encoder = copy.copy(self)
+        encoder._region_outputs = regions.outputs(self._places)
+        return encoder
 
     def encode(self, response: Any) -> tuple[bytes, Sequence[Buffer]]:
         """The message without raw contents, and those; an output in shared memory has an empty one.
@@ -56,24 +73,28 @@ class ResponseEncoder:
             )
         outputs: list[OutputHead] = []
         raw: list[Buffer] = []
+        in_regions = self._region_outputs
         for name in self._requested or response.outputs:
             if name not in response.outputs:
                 raise InvalidArgument(f"output {name!r}: the handler did not give it")
             datatype, shape, buffer = self._encode_output(name, response.outputs[name])
-            placed = self._regions.write_output(name, buffer)
+            placed = in_regions.write(name, buffer) if in_regions is not None else {}
             outputs.append(OutputHead(name, datatype, shape, placed))
             raw.append(b"" if placed else buffer)
         return self._head(response, outputs), raw
 
     def _head(self, response: Response, outputs: Sequence[OutputHead]) -> bytes:
-        key = tuple((output.name, output.datatype, output.shape) for output in outputs)
-        plain = not response.parameters and not any(output.parameters for output in outputs)
-        head = self._heads.get(key) if plain else None
+        # An output's place is the same each time; how much of it is filled may not be.
+        key = tuple(
+            (output.name, output.datatype, output.shape, output.parameters.get(BYTE_SIZE))
+            for output in outputs
+        )
+        head = None if response.parameters else self._heads.get(key)
         if head is None:
             head = encode_response_head(
                 self._offer.name, self._offer.version, self._id, response.parameters, outputs
             )
-            if plain and len(self._heads) < _KEPT_HEADS:
+            if not response.parameters and len(self._heads) < _KEPT_HEADS:
                 self._heads[key] = head
         return head
 
@@ -83,7 +104,7 @@ class ResponseEncoder:
             raise Internal(f"the handler of {self._offer.name!r} gave {name!r}, not declared")
         try:
             dtype = tensors.numpy_dtype(spec.datatype) if spec is not None else None
-            array = as_array(value, dtype)
+            array = tensors.as_array(value, dtype)
             datatype, shape, buffer = tensors.encode_raw(array)
         except (AnyServeError, ValueError, TypeError, OverflowError) as error:
             raise Internal(f"output {name!r} can't be encoded: {error}") from error

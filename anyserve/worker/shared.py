@@ -4,74 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from anyserve_protos.inference import InferParameter, ModelInferRequest
+import attrs
+from anyserve_protos.inference import InferParameter
 
 from anyserve.capability import Attribute
 from anyserve.errors import InvalidArgument, NotFound
 from anyserve.link.frames import Buffer
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef, check_overlaps
-from anyserve.tensors import REGION
+from anyserve.region_parameters import BYTE_SIZE, OFFSET, REGION
 
-BYTE_SIZE = "shared_memory_byte_size"
-OFFSET = "shared_memory_offset"
+
+@attrs.frozen
+class Place:
+    """Where in the client's regions a request says that a tensor lies."""
+
+    what: str
+    """How errors call the tensor, such as `input 'x'`."""
+    region: str
+    offset: int
+    """Bytes from the region's start."""
+    size: int
+    """Bytes."""
+
+
+def place_of(what: str, parameters: Mapping[str, InferParameter]) -> Place | None:
+    """The place that a tensor's parameters name; None where it lies in the message.
+
+    Raises `InvalidArgument` for parameters that make no sense.
+    """
+    if REGION not in parameters:
+        return None
+    region = parameters[REGION].string_param
+    if not region:
+        raise InvalidArgument(f"{what}: parameter {REGION!r} is not a name")
+    size = _number(what, parameters, BYTE_SIZE)
+    if size is None:
+        raise InvalidArgument(f"{what}: parameter {BYTE_SIZE!r} is missing")
+    return Place(what, region, _number(what, parameters, OFFSET) or 0, size)
 
 
 class ClientRegions:
-    """The regions that one request may use, by name, and its tensors in them."""
+    """The regions that one request may use, by name."""
 
     def __init__(self, regions: Mapping[str, RegionRef], files: RegionFiles) -> None:
         self._regions = regions
         self._files = files
-        self._outputs: dict[str, tuple[RegionRef, Mapping[str, Attribute]]] = {}
 
-    def read_inputs(self, request: ModelInferRequest) -> dict[str, Buffer]:
-        """The bytes of each input that lies in a region, read in one guarded copy.
+    def read(self, place: Place) -> bytes:
+        """What lies there, in one guarded copy.
 
         Raises `NotFound` for an unknown region, `InvalidArgument` for a range outside it or a
         region that has shrunk or was unlinked.
         """
-        shared: dict[str, Buffer] = {}
-        for tensor in request.inputs:
-            if REGION in tensor.parameters:
-                place = self._place(f"input {tensor.name!r}", tensor.parameters)
-                shared[tensor.name] = self._files.read(place)
-        return shared
+        return self._files.read(self._ref(place))
 
-    def plan_outputs(self, request: ModelInferRequest) -> None:
-        """Note where the request wants its outputs; raises as `read_inputs`, and for overlaps."""
-        for tensor in request.outputs:
-            if REGION in tensor.parameters:
-                place = self._place(f"output {tensor.name!r}", tensor.parameters)
-                parameters: dict[str, Attribute] = {REGION: place.name}
-                offset = _number(f"output {tensor.name!r}", tensor.parameters, OFFSET)
-                if offset:
-                    parameters[OFFSET] = offset
-                self._outputs[tensor.name] = place, parameters
-        check_overlaps([place for place, _ in self._outputs.values()])
+    def outputs(self, places: Mapping[str, Place]) -> RegionOutputs:
+        """Where the outputs go, by their names; raises as `read`, and for those that overlap."""
+        refs = {name: self._ref(place) for name, place in places.items()}
+        check_overlaps(list(refs.values()))
+        return RegionOutputs(places, refs, self._files)
 
-    def write_output(self, name: str, buffer: Buffer) -> Mapping[str, Attribute]:
+    def _ref(self, place: Place) -> RegionRef:
+        region = self._regions.get(place.region)
+        if region is None:
+            raise NotFound(f"{place.what}: no shared-memory region {place.region!r} is registered")
+        return region.part(place.offset, place.size)
+
+
+@attrs.frozen
+class RegionOutputs:
+    """The outputs of one request that go into its client's regions, by their names."""
+
+    _places: Mapping[str, Place]
+    _refs: Mapping[str, RegionRef]
+    _files: RegionFiles
+
+    def write(self, name: str, buffer: Buffer) -> Mapping[str, Attribute]:
         """Write an output where the request wants it, if it does; the parameters that say so.
 
         Raises `Internal` when the range that the client gave is too small.
         """
-        if name not in self._outputs:
+        place = self._places.get(name)
+        if place is None:
             return {}
-        place, parameters = self._outputs[name]
-        self._files.write(place, buffer)
-        return {**parameters, BYTE_SIZE: len(buffer)}
-
-    def _place(self, what: str, parameters: Mapping[str, InferParameter]) -> RegionRef:
-        region = parameters[REGION].string_param
-        if not region:
-            raise InvalidArgument(f"{what}: parameter {REGION!r} is not a name")
-        if region not in self._regions:
-            raise NotFound(f"{what}: no shared-memory region {region!r} is registered")
-        size = _number(what, parameters, BYTE_SIZE)
-        if size is None:
-            raise InvalidArgument(f"{what}: parameter {BYTE_SIZE!r} is missing")
-        offset = _number(what, parameters, OFFSET) or 0
-        return self._regions[region].part(offset, size)
+        self._files.write(self._refs[name], buffer)
+        parameters: dict[str, Attribute] = {REGION: place.region}
+        if place.offset:
+            parameters[OFFSET] = place.offset
+        parameters[BYTE_SIZE] = len(buffer)
+        return parameters
 
 
 def _number(what: str, parameters: Mapping[str, InferParameter], key: str) -> int | None:

@@ -15,8 +15,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import betterproto2
-import numpy as np
-import numpy.typing as npt
 
 from .wire import (
     FIXED32,
@@ -40,8 +38,6 @@ few microseconds, in which an event loop does nothing else."""
 
 _SHORT = 128
 """Packed varints in up to so many bytes are read one by one, which is then the faster way."""
-_CHUNK = 1 << 16
-"""Longer ones are read in parts of so many bytes, since the arrays on the way are larger."""
 
 
 @attrs.define
@@ -204,17 +200,17 @@ def _scalar(proto_type: str, python_type: Callable[[int], Any]) -> _Scalar:
     if proto_type == betterproto2.TYPE_DOUBLE:
         return _fixed(FIXED64, "d")
     if proto_type == betterproto2.TYPE_ENUM:
-        return _varint(np.int32, lambda value: python_type(_signed(value, 32)))
+        return _varint("int32", lambda value: python_type(_signed(value, 32)))
     if proto_type == betterproto2.TYPE_BOOL:
-        return _varint(np.bool_, bool)
+        return _varint("bool", bool)
     if proto_type == betterproto2.TYPE_INT32:
-        return _varint(np.int32, lambda value: _signed(value, 32))
+        return _varint("int32", lambda value: _signed(value, 32))
     if proto_type == betterproto2.TYPE_INT64:
-        return _varint(np.int64, lambda value: _signed(value, 64))
+        return _varint("int64", lambda value: _signed(value, 64))
     if proto_type == betterproto2.TYPE_UINT32:
-        return _varint(np.uint32, lambda value: value & 0xFFFF_FFFF)
+        return _varint("uint32", lambda value: value & 0xFFFF_FFFF)
     if proto_type == betterproto2.TYPE_UINT64:
-        return _varint(np.uint64, lambda value: value)
+        return _varint("uint64", lambda value: value)
     raise TypeError(f"no message of this package has fields of type {proto_type}")
 
 
@@ -235,38 +231,17 @@ def _fixed(wire_type: int, code: str) -> _Scalar:
     return _Scalar(wire_type, lambda data, first, last: one.unpack_from(data, first)[0], unpack)
 
 
-def _varint(dtype: npt.DTypeLike, convert: Callable[[int], Any]) -> _Scalar:
+def _varint(dtype: str, convert: Callable[[int], Any]) -> _Scalar:
     def unpack(data: bytes, first: int, last: int) -> list[Any]:
+        if last - first > _SHORT:
+            # Brings numpy along, which not all who decode messages need.
+            from .packed import unpack_varints
+
+            return unpack_varints(data, first, last, dtype)
         values: list[Any] = []
-        if last - first <= _SHORT:
-            while first < last:
-                value, first = read_varint(data, first, last)
-                values.append(convert(value))
         while first < last:
-            stop = min(first + _CHUNK, last)
-            while stop < last and data[stop - 1] > 0x7F:
-                stop += 1
-            values += _unpack_chunk(data, first, stop).astype(dtype).tolist()
-            first = stop
+            value, first = read_varint(data, first, last)
+            values.append(convert(value))
         return values
 
     return _Scalar(VARINT, lambda data, first, last: convert(first), unpack)
-
-
-def _unpack_chunk(data: bytes, first: int, last: int) -> npt.NDArray[np.uint64]:
-    """The varints that fill `data[first:last]`, which is not empty."""
-    raw = np.frombuffer(data, np.uint8, last - first, first)
-    ends = np.flatnonzero(raw < 0x80)
-    if not ends.size or ends[-1] != raw.size - 1:
-        raise WireError("packed numbers are cut short")
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    longest = int((ends - starts).max()) + 1
-    if longest > 10:
-        raise WireError("a varint is longer than 10 bytes")
-    values = np.zeros(ends.size, np.uint64)
-    places = np.arange(ends.size)
-    for byte in range(longest):
-        bits = (raw[starts[places] + byte] & 0x7F).astype(np.uint64)
-        values[places] |= bits << np.uint64(7 * byte)
-        places = places[starts[places] + byte < ends[places]]
-    return values

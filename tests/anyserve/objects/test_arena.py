@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -35,34 +34,35 @@ def test_an_idle_arena_has_no_segment() -> None:
         assert arena.limit > 0
 
 
-def test_buffers_of_every_format_are_written_one_after_the_other() -> None:
+def test_buffers_of_every_kind_are_written_one_after_the_other() -> None:
     buffers: list[Buffer] = [
         b"bytes",
         bytearray(b"more"),
-        np.arange(3, dtype=np.float16),
-        np.arange(3, dtype=">i4"),
-        np.zeros((0, 3)),
-        np.array(1.5),
-        np.array([True, False]),
-        np.arange(2, dtype=ml_dtypes.bfloat16),
         memoryview(b""),
-        np.arange(4, dtype=np.int32).data,
+        np.arange(4, dtype=np.uint8).data,
+        memoryview(b"a part of it")[2:6],
     ]
     with Arena(new_prefix()) as arena, Reader() as reader, arena.put(buffers) as lease:
-        expected = b"".join(
-            buffer.tobytes() if isinstance(buffer, np.ndarray) else bytes(buffer)
-            for buffer in buffers
-        )
-        assert bytes(reader.view(lease.block)) == expected
+        assert bytes(reader.view(lease.block)) == b"".join(buffers)
         assert lease.block.offset % 64 == 0
 
 
-def test_a_buffer_that_is_not_contiguous_is_refused_before_anything_is_taken() -> None:
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        np.zeros((3, 4), np.uint8).data,
+        np.zeros(4, np.uint8).data[::2],
+        np.zeros(4).data,
+        np.array([b"x"], dtype=np.object_).data,
+    ],
+    ids=["a table", "each other byte", "numbers", "objects"],
+)
+def test_what_is_more_than_bytes_in_a_row_is_refused_before_anything_is_taken(
+    buffer: memoryview,
+) -> None:
     with Arena(new_prefix()) as arena:
         with pytest.raises(BufferError):
-            arena.put([np.zeros((3, 4)).T])
-        with pytest.raises(TypeError):
-            arena.put([np.array([b"x"], dtype=np.object_)])
+            arena.put([buffer])
         assert arena.statistics().leases == 0
 
 

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from anyserve_protos.infer_wire import scan_request
+from anyserve_protos.inference import InferParameter, ModelInferRequest
+from anyserve_protos.inference import ModelInferRequestInferInputTensor as InputTensor
+from anyserve_protos.inference import (
+    ModelInferRequestInferRequestedOutputTensor as RequestedOutput,
+)
 
 from anyserve.app import App
 from anyserve.client import encode_request
-from anyserve.errors import InvalidArgument
+from anyserve.errors import InvalidArgument, NotFound
 from anyserve.messages import Response
 from anyserve.objects.region_files import RegionFiles
+from anyserve.objects.regions import Regions
 from anyserve.worker import plans
 from anyserve.worker.plans import Opened, Plans
 from anyserve.worker.shared import ClientRegions
@@ -25,6 +34,11 @@ app = App()
     outputs={"S": "FP32[2]"},
 )
 async def add(request: Any, context: Any) -> Response:
+    raise NotImplementedError
+
+
+@app.capability("words")
+async def words(request: Any, context: Any) -> Response:
     raise NotImplementedError
 
 
@@ -102,3 +116,104 @@ def test_responses_that_are_alike_have_equal_heads_and_others_their_own(add_plan
     with_parameter, _ = encoder.encode(Response({"S": tensor(1, 2)}, {"p": 1}))
     assert first == again
     assert len({first, other, with_parameter}) == 3
+
+
+def in_region(region: str, size: int, offset: int = 0) -> dict[str, InferParameter]:
+    parameters = {
+        "shared_memory_region": InferParameter(string_param=region),
+        "shared_memory_byte_size": InferParameter(int64_param=size),
+    }
+    if offset:
+        parameters["shared_memory_offset"] = InferParameter(int64_param=offset)
+    return parameters
+
+
+IN_REGIONS = bytes(
+    ModelInferRequest(
+        model_name="words",
+        inputs=[
+            InputTensor(
+                name="A", datatype="INT32", shape=[2], parameters=in_region("mine", 8, offset=4)
+            )
+        ],
+        outputs=[RequestedOutput(name="B", parameters=in_region("mine", 32, offset=32))],
+    )
+)
+
+
+class Client:
+    """A client with one file of shared memory, and a worker that has its regions."""
+
+    def __init__(self) -> None:
+        self.path = Path("/dev/shm", f"client-{os.getpid()}-plans")
+        self.path.write_bytes(bytes(64))
+        self.registered = Regions()
+        self.registered.register("mine", self.path.name, 0, 64)
+        self.files = RegionFiles()
+        self.plans = Plans(app.handler("words").offer)
+
+    def write(self, at: int, values: list[int]) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(at)
+            file.write(np.array(values, np.int32).tobytes())
+
+    def open(self, *names: str, head: bytes = IN_REGIONS) -> Opened:
+        regions = {name: self.registered.find(name) for name in names}
+        return self.plans.open(head, [], ClientRegions(regions, self.files))
+
+    def close(self) -> None:
+        self.registered.unregister_all()
+        self.files.close()
+        self.path.unlink()
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+def test_a_kept_plan_reads_and_writes_the_regions_of_each_request(client: Client) -> None:
+    for value in (1, 2, 3):
+        client.write(4, [value, -value])
+        found = client.open("mine")
+        assert found.request["A"].tolist() == [value, -value]
+        found.encoder.encode(Response({"B": np.array([value * 10], np.int32)}))
+        assert np.frombuffer(client.path.read_bytes(), np.int32)[8] == value * 10
+
+
+def test_a_kept_plan_goes_by_what_the_region_names_now(client: Client) -> None:
+    client.write(4, [1, 2])
+    client.write(12, [3, 4])
+    assert client.open("mine").request["A"].tolist() == [1, 2]
+    client.registered.unregister("mine")
+    with pytest.raises(NotFound, match=r"input 'A'.*'mine'"):
+        client.open()
+    client.registered.register("mine", client.path.name, 8, 24)
+    with pytest.raises(InvalidArgument, match="outside its 24 bytes"):
+        client.open("mine")
+    client.registered.unregister("mine")
+    client.registered.register("mine", client.path.name, 0, 64)
+    os.truncate(client.path, 10)
+    with pytest.raises(InvalidArgument, match="was shrunk"):
+        client.open("mine")
+
+
+def test_the_head_of_a_response_says_how_much_of_a_region_is_filled(client: Client) -> None:
+    encoder = client.open("mine").encoder
+    heads = [encoder.encode(Response({"B": [word]}))[0] for word in ("a", "bcd", "e")]
+    assert heads[0] == heads[2] != heads[1]
+
+
+def test_outputs_that_overlap_are_refused_each_time(client: Client) -> None:
+    request = ModelInferRequest(
+        model_name="words",
+        outputs=[
+            RequestedOutput(name=name, parameters=in_region("mine", 8, offset=offset))
+            for name, offset in (("B", 0), ("C", 4))
+        ],
+    )
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="overlap"):
+            client.open("mine", head=bytes(request))
