@@ -14,7 +14,7 @@ from typing import Any
 import trio
 from anyserve_actors import RestartIntensityExceeded
 
-from anyserve import __version__, collector, logs
+from anyserve import __version__, collector, heap, logs
 from anyserve.engines import BUILTINS
 from anyserve.errors import innermost
 from anyserve.offers import Offer
@@ -153,6 +153,7 @@ async def _serve(config: ReplicaConfig) -> None:
             with signals.scope:
                 async with replica.running():
                     collector.settle()
+                    heap.settle()
                     _announce(replica, time.monotonic() - began)
                     signals.serving = True
                     await signals.stopping.wait()

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from anyserve import collector, logs
+from anyserve import collector, heap, logs
 from anyserve.app import App, AppError, load_app
 from anyserve.errors import AnyServeError, innermost
 from anyserve.link import frames
@@ -116,6 +116,7 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
     """Say that the app has loaded, and serve it until the replica closes the link."""
     handlers = app.handlers
     collector.settle()
+    heap.settle()
     channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
     await channel.flush()
     session = Session(name, channel, handlers, arena)
