@@ -97,6 +97,11 @@ class MessageReader:
     def _take(self, size: int) -> bytes:
         """Take exactly `size` bytes, which are held."""
         self._size -= size
+        if not self._size:
+            # Of a large message there are hundreds of chunks, and mostly nothing behind it.
+            taken = b"".join(self._chunks)
+            self._chunks.clear()
+            return taken
         parts = []
         while size:
             chunk = self._chunks.popleft()
