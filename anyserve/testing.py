@@ -17,7 +17,6 @@ from anyserve.errors import Unimplemented
 from anyserve.messages import OutputValue
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
-from anyserve.replica.inference import take
 from anyserve.replica.local import LocalExecutor
 from anyserve.replica.pool import State
 from anyserve.replica.sequences import sequence_of
@@ -67,7 +66,9 @@ class TestClient:
         )
         async with self._dispatcher.execute(call) as execution:
             while (reply := await execution.receive()) is not None:
-                yield decode_response(decode(ModelInferResponse, take(reply)))
+                message = b"".join(reply.pieces)
+                reply.release()
+                yield decode_response(decode(ModelInferResponse, message))
 
 
 @asynccontextmanager
@@ -80,6 +81,7 @@ async def open_test_client(app: App) -> AsyncIterator[TestClient]:
     """
     async with app.running(), trio.open_nursery() as nursery:
         dispatcher = Dispatcher()
+        nursery.start_soon(dispatcher.deadlines.run)
         dispatcher.worker_up(LocalExecutor(app, nursery), app.offers)
         for offer in app.offers:
             dispatcher.set_state(offer.name, State.READY)

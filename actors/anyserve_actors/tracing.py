@@ -42,7 +42,7 @@ class _Recorder(trio.abc.Instrument):
     rows: dict[str, int] = attrs.field(init=False, factory=lambda: {_OTHER: 0})
     steps: array[int] = attrs.field(init=False, factory=lambda: array("q"))
     spans: list[Span] = attrs.field(init=False, factory=list)
-    open_spans: dict[_OpenSpan, None] = attrs.field(init=False, factory=dict)
+    open_spans: dict[OpenSpan, None] = attrs.field(init=False, factory=dict)
     dropped: int = 0
     # When tasks became runnable that have not run since; as many as there are tasks.
     _runnable: dict[trio.lowlevel.Task, int] = attrs.field(init=False, factory=dict)
@@ -102,7 +102,7 @@ class _Recorder(trio.abc.Instrument):
 
 
 @attrs.define(eq=False)
-class _OpenSpan(AbstractContextManager[None]):
+class OpenSpan(AbstractContextManager[None]):
     """A span that has not ended."""
 
     recorder: _Recorder
@@ -123,16 +123,16 @@ class _OpenSpan(AbstractContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error_type is not None:
-            self.args["error"] = error_type.__name__
-        self.close()
+        self.close(error=None if error_type is None else error_type.__name__)
 
-    def close(self, *, unfinished: bool = False) -> None:
-        """Record the span, unless it has been."""
+    def close(self, *, error: str | None = None, unfinished: bool = False) -> None:
+        """Record the span, unless it has been. error: what it failed with."""
         recorder = self.recorder
         if self not in recorder.open_spans:
             return
         del recorder.open_spans[self]
+        if error is not None:
+            self.args["error"] = error
         if unfinished:
             self.args["unfinished"] = True
         if recorder.takes_one():
@@ -186,7 +186,17 @@ def span(name: str, request_id: str, **args: Detail) -> AbstractContextManager[N
     recorder = _active
     if recorder is None:
         return _OFF
-    return _OpenSpan(recorder, name, request_id, args)
+    return OpenSpan(recorder, name, request_id, args)
+
+
+def begin(name: str, request_id: str, **args: Detail) -> OpenSpan | None:
+    """As `span`, for what is no block: its end is told by `close`. None while nothing records."""
+    recorder = _active
+    if recorder is None:
+        return None
+    span = OpenSpan(recorder, name, request_id, args)
+    span.__enter__()
+    return span
 
 
 def _current_name() -> str:

@@ -3,7 +3,8 @@
 A frame is a 16-byte header (body length u32, kind u8, 3 bytes of padding, call id u64, all
 little-endian) and a body. Control frames carry JSON. The frames of a request carry *parts*: the
 message without its tensors first, then each raw tensor. A part is inline, or a `Block` of shared
-memory. Both ends are one version of this package, so there is no negotiation.
+memory. A response is a whole message, or parts where one of them is a block. Both ends are one
+version of this package, so there is no negotiation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from anyserve.errors import AnyServeError, from_status
+from anyserve.errors import AnyServeError, ResourceExhausted, from_status
 from anyserve.objects.leases import Block
 
 Buffer = bytes | bytearray | memoryview
@@ -50,7 +51,7 @@ class Kind(enum.IntEnum):
     REQUEST = 6  # replica
     CREDIT = 7  # replica: so many more responses of a call may come
     CANCEL = 8  # replica
-    RESPONSE = 9  # worker
+    RESPONSE = 9  # worker: a whole ModelInferResponse
     END = 10  # worker: the handler has returned
     ERROR = 11  # worker: the handler has failed or was cancelled
     RELEASE = 12  # replica: a reply's block is free again
@@ -58,9 +59,11 @@ class Kind(enum.IntEnum):
     PONG = 14  # worker
     TRACE = 15  # replica: start or stop recording
     TRACED = 16  # worker: what was recorded
+    PARTS = 17  # worker: a response in parts, some of them lent
+    ANSWER = 18  # worker: RESPONSE and END in one
 
 
-@attrs.frozen(slots=True)
+@attrs.define  # frozen costs more to make, and each message makes some
 class Frame:
     """One frame as it was read."""
 
@@ -135,6 +138,23 @@ def decode_end(frame: Frame) -> int:
     return batch
 
 
+def encode_answer(call: int, batch: int, message: bytes) -> bytes:
+    """A response that is the last one, with the end of its call."""
+    body = _U32.size + len(message)
+    return b"".join((_HEADER.pack(_checked(body), Kind.ANSWER, call), _U32.pack(batch), message))
+
+
+def decode_answer(frame: Frame) -> tuple[int, memoryview]:
+    """The batch, and the message."""
+    batch: int = _U32.unpack_from(frame.body)[0]
+    return batch, frame.body[_U32.size :]
+
+
+def encode_response(call: int, message: bytes) -> bytes:
+    """A whole ModelInferResponse; more may come."""
+    return _HEADER.pack(_checked(len(message)), Kind.RESPONSE, call) + message
+
+
 def encode_error(call: int, error: AnyServeError) -> bytes:
     # A handler's error may quote what is no text, such as a file's name.
     message = error.message.encode(errors="replace")
@@ -151,12 +171,12 @@ def encode_release(block: Block) -> bytes:
 
 
 def decode_release(frame: Frame) -> Block:
-    (block,) = _decode_parts(frame.body)
+    (block,) = _decode_parts(frame.body, 0)
     assert isinstance(block, Block)
     return block
 
 
-@attrs.frozen(slots=True)
+@attrs.define
 class RequestBody:
     """What a REQUEST frame says."""
 
@@ -168,11 +188,14 @@ class RequestBody:
     extra: Mapping[str, Any]
     """Metadata, sequence and client regions; mostly empty."""
     parts: Sequence[Part]
-    """The ModelInferRequest without its raw contents, then the raw contents."""
+    """The ModelInferRequest without its raw contents, then the raw contents; flat bytes."""
 
 
 def encode_request(call: int, request: RequestBody) -> list[Buffer]:
-    """A REQUEST frame in pieces, so that inline tensors need no copy."""
+    """A REQUEST frame in pieces, so that inline tensors need no copy.
+
+    Raises `ResourceExhausted` for one that no frame can hold.
+    """
     identity = request.request_id.encode()
     extra = json.dumps(request.extra).encode() if request.extra else b""
     fixed = _REQUEST.pack(request.budget, request.offer, len(identity), len(extra))
@@ -181,61 +204,67 @@ def encode_request(call: int, request: RequestBody) -> list[Buffer]:
 
 
 def decode_request(frame: Frame) -> RequestBody:
-    budget, offer, id_length, extra_length = _REQUEST.unpack_from(frame.body)
+    body = frame.body
+    budget, offer, id_length, extra_length = _REQUEST.unpack_from(body)
     at = _REQUEST.size + id_length
-    request_id = str(frame.body[_REQUEST.size : at], "utf-8")
-    extra = json.loads(bytes(frame.body[at : at + extra_length])) if extra_length else {}
-    parts = _decode_parts(frame.body[at + extra_length :])
-    return RequestBody(budget, offer, request_id, extra, parts)
+    request_id = str(body[_REQUEST.size : at], "utf-8")
+    extra = json.loads(bytes(body[at : at + extra_length])) if extra_length else {}
+    return RequestBody(budget, offer, request_id, extra, _decode_parts(body, at + extra_length))
 
 
-def encode_response(call: int, parts: Sequence[Part]) -> list[Buffer]:
-    """A RESPONSE frame: the ModelInferResponse without its raw contents, then those."""
-    return _with_parts(Kind.RESPONSE, call, b"", parts)
+def encode_parts(call: int, parts: Sequence[Part]) -> list[Buffer]:
+    """A PARTS frame: the ModelInferResponse without its raw contents, then those; flat bytes."""
+    return _with_parts(Kind.PARTS, call, b"", parts)
 
 
-def decode_response(frame: Frame) -> list[Part]:
-    return _decode_parts(frame.body)
+def decode_parts(frame: Frame) -> list[Part]:
+    return _decode_parts(frame.body, 0)
+
+
+def _checked(length: int) -> int:
+    if length > MAX_BODY:
+        raise ResourceExhausted(f"{length} bytes are more than a frame's body can have, {MAX_BODY}")
+    return length
 
 
 def _with_parts(kind: Kind, call: int, head: bytes, parts: Sequence[Part]) -> list[Buffer]:
     pieces = _encode_parts(parts)
-    length = len(head) + sum(map(len, pieces))
-    if length > MAX_BODY:
-        raise ValueError(f"a frame's body has at most {MAX_BODY} bytes, not {length}")
+    length = _checked(len(head) + sum(map(len, pieces)))
     return [_HEADER.pack(length, kind, call) + head, *pieces]
 
 
 def _encode_parts(parts: Sequence[Part]) -> list[Buffer]:
     table = bytearray(_COUNT.pack(len(parts)))
-    inline: list[Buffer] = []
+    pieces: list[Buffer] = [table]
     for part in parts:
         if isinstance(part, Block):
             name = part.segment.encode()
             table += _PART.pack(len(name), part.offset, part.length) + name
         else:
-            view = memoryview(part).cast("B")
-            table += _PART.pack(0, 0, len(view))
-            inline.append(view)
-    return [table, *inline]
+            table += _PART.pack(0, 0, len(part))
+            pieces.append(part)
+    return pieces
 
 
-def _decode_parts(body: memoryview) -> list[Part]:
-    (count,) = _COUNT.unpack_from(body)
-    at = _COUNT.size
-    parts: list[Part] = []
-    lengths: list[tuple[int, int]] = []
-    for index in range(count):
+def _decode_parts(body: memoryview, at: int) -> list[Part]:
+    """The parts whose table is at `at`; what is inline comes behind the table, in order."""
+    (count,) = _COUNT.unpack_from(body, at)
+    at += _COUNT.size
+    found: list[Block | int] = []
+    for _ in range(count):
         name_length, offset, length = _PART.unpack_from(body, at)
         at += _PART.size
         if name_length:
             name = bytes(body[at : at + name_length]).decode()
             at += name_length
-            parts.append(Block(name, offset, length))
+            found.append(Block(name, offset, length))
         else:
-            lengths.append((index, length))
-            parts.append(b"")
-    for index, length in lengths:
-        parts[index] = body[at : at + length]
-        at += length
+            found.append(length)
+    parts: list[Part] = []
+    for part in found:
+        if isinstance(part, int):
+            parts.append(body[at : at + part])
+            at += part
+        else:
+            parts.append(part)
     return parts

@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 import trio
+from anyserve_protos.infer_wire import response_pieces
 
-from anyserve.errors import AnyServeError
+from anyserve.errors import AnyServeError, ResourceExhausted
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel
 from anyserve.link.frames import Buffer, Frame, Kind, Part, RequestBody
@@ -18,7 +19,7 @@ from anyserve.objects.arena import Arena, ArenaFull
 from anyserve.objects.leases import Block, LeaseSet
 from anyserve.objects.mapping import Reader
 from anyserve.offers import Offer
-from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
 
 _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 """Replies taken before their credit is given back, in one frame."""
@@ -27,8 +28,10 @@ _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 class _LinkExchange(Exchange):
     """A call that runs in the worker."""
 
-    def __init__(self, channel: FrameChannel, number: int, capability: str) -> None:
-        super().__init__()
+    def __init__(
+        self, listener: Listener, channel: FrameChannel, number: int, capability: str
+    ) -> None:
+        super().__init__(listener)
         self.capability = capability
         self.leases: LeaseSet | None = None
         """The blocks that the request is in, where it is in any."""
@@ -37,11 +40,16 @@ class _LinkExchange(Exchange):
         self._number = number
         self._consumed = 0
 
+    def release_leases(self) -> None:
+        """The worker has no more use for the request's tensors."""
+        if self.leases is not None:
+            self.leases.release_all()
+
     def on_cancelled(self) -> None:
         self.cancelled_at = trio.current_time()
         self._channel.send(frames.encode(Kind.CANCEL, self._number))
 
-    def on_consumed(self) -> None:
+    def consumed(self) -> None:
         self._consumed += 1
         if self._consumed == _CREDIT_BATCH and not self.ended:
             self._channel.send(frames.encode_credit(self._number, self._consumed))
@@ -83,12 +91,12 @@ class Connection:
             if call.cancelled_at is not None and call.cancelled_at < before
         ]
 
-    def submit(self, call: Call, offer: Offer) -> Exchange:
-        """Send `call` to the worker; raises `WorkerLost` when that is gone."""
+    def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
+        """See `Executor`: sends `call` to the worker."""
         if self._lost is not None:
             raise WorkerLost(self._lost)
         number = next(self._calls)
-        exchange = _LinkExchange(self._channel, number, offer.name)
+        exchange = _LinkExchange(listener, self._channel, number, offer.name)
         body = RequestBody(
             budget=call.deadline - trio.current_time(),
             offer=self._offers[offer.name],
@@ -96,24 +104,38 @@ class Connection:
             extra=_extra(call),
             parts=[self._place(part, exchange) for part in (call.head, *call.raw)],
         )
+        try:
+            frame = frames.encode_request(number, body)
+        except ResourceExhausted:
+            exchange.release_leases()
+            raise
         self._open[number] = exchange
-        self._channel.send(frames.encode_request(number, body))
+        self._channel.send(frame)
         return exchange
 
     def on_frame(self, frame: Frame) -> None:
         """Act on a frame of a call; those of calls that have ended are of no interest."""
         exchange = self._open.get(frame.call)
-        if frame.kind == Kind.RESPONSE:
-            reply = self._reply(frames.decode_response(frame))
+        kind = frame.kind
+        if kind == Kind.ANSWER:
+            if exchange is not None:
+                batch, message = frames.decode_answer(frame)
+                exchange.deliver(Reply((message,)))
+                self._end(frame.call, batch)
+        elif kind == Kind.RESPONSE:
+            if exchange is not None:
+                exchange.deliver(Reply((frame.body,)))
+        elif kind == Kind.PARTS:
+            reply = self._reply(frames.decode_parts(frame))
             if exchange is None:
                 reply.release()
             else:
                 exchange.deliver(reply)
         elif exchange is None:
             return
-        elif frame.kind == Kind.END:
-            self._end(frame.call, batch=frames.decode_end(frame))
-        elif frame.kind == Kind.ERROR:
+        elif kind == Kind.END:
+            self._end(frame.call, frames.decode_end(frame))
+        elif kind == Kind.ERROR:
             self._end(frame.call, error=frames.decode_error(frame))
 
     def lost(self, reason: str) -> None:
@@ -125,8 +147,7 @@ class Connection:
 
     def _end(self, number: int, batch: int = 1, error: AnyServeError | None = None) -> None:
         exchange = self._open.pop(number)
-        if exchange.leases is not None:
-            exchange.leases.release_all()
+        exchange.release_leases()
         exchange.end(batch, error)
 
     def _place(self, part: Buffer, exchange: _LinkExchange) -> Part:
@@ -144,9 +165,7 @@ class Connection:
         head, *raw = (
             self._reader.view(part) if isinstance(part, Block) else part for part in parts
         )
-        if not blocks:
-            return Reply(head, raw)
-        return Reply(head, raw, partial(self._release, blocks))
+        return Reply(response_pieces(head, raw), partial(self._release, blocks))
 
     def _release(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

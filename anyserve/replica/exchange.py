@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
-import trio
 
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
@@ -18,7 +16,11 @@ from anyserve.messages import Sequence as SequenceInfo
 from anyserve.offers import Offer
 
 
-@attrs.frozen
+def nothing() -> None:
+    """What is called where there is nothing to do."""
+
+
+@attrs.define
 class Call:
     """A request on its way through the replica; its tensors are bytes that nobody has parsed."""
 
@@ -36,97 +38,73 @@ class Call:
     """The clients' shared-memory regions that the request names, as JSON values."""
 
 
-@attrs.frozen
+@attrs.define
 class Reply:
     """One response of a worker; the buffers are valid until `release` is called."""
 
-    head: Buffer
-    """The ModelInferResponse without its raw contents."""
-    raw: Sequence[Buffer]
-    release: Callable[[], None] = lambda: None
+    pieces: Sequence[Buffer]
+    """A ModelInferResponse, to be joined."""
+    release: Callable[[], None] = nothing
 
 
 class WorkerLost(Unavailable):
     """The worker that ran the request is gone."""
 
 
-class Exchange(ABC):
-    """The replies of one call, from the executor to the request's task.
+class Listener(Protocol):
+    """Whoever has a call run."""
 
-    Replies that wait here are bounded by the credit that the executor gave the handler: it is
-    told of each that is taken.
+    def on_reply(self, reply: Reply) -> None:
+        """The next reply, whose buffers are the listener's to release."""
+        ...
+
+    def on_ended(self, batch: int, error: AnyServeError | None) -> None:
+        """The handler has really returned, or failed with `error`: its slot is free.
+
+        batch: how many inferences the request counted for.
+        """
+        ...
+
+
+class Exchange(ABC):
+    """A call that an executor runs.
+
+    The executor gives the handler credit for so many replies, and more for each that is consumed.
     """
 
-    def __init__(self) -> None:
-        self._replies: deque[Reply] = deque()
-        self._wake: trio.Event | None = None
-        self._error: AnyServeError | None = None
-        self._listeners: list[Callable[[], None]] = []
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
         self._closed = False
         self.ended = False
-        """Whether the handler has returned, so that its slot is free."""
-        self.batch = 1
-        """How many inferences it counted for."""
+        """Whether the handler has returned."""
 
     @abstractmethod
     def on_cancelled(self) -> None:
         """Nobody wants the rest: have the handler stop."""
 
     @abstractmethod
-    def on_consumed(self) -> None:
-        """A reply was taken."""
-
-    def on_ended(self, listener: Callable[[], None]) -> None:
-        """Call `listener` once the handler has really ended, which may be after `close`."""
-        self._listeners.append(listener)
+    def consumed(self) -> None:
+        """A reply is on its way to the client, or dropped: one more may come."""
 
     def deliver(self, reply: Reply) -> None:
         """A reply has come."""
         if self._closed:
             reply.release()
-            return
-        self._replies.append(reply)
-        self._notify()
+        else:
+            self._listener.on_reply(reply)
 
     def end(self, batch: int = 1, error: AnyServeError | None = None) -> None:
         """The handler has returned, or failed with `error`. Only the first call counts."""
-        if self.ended:
-            return
-        self.ended, self.batch, self._error = True, batch, error
-        self._notify()
-        for listener in self._listeners:
-            listener()
-
-    async def receive(self) -> Reply | None:
-        """The next reply, or None when there are no more.
-
-        Waits for the worker; whoever owns the request bounds that. Cancelled, it has taken
-        nothing. Raises the error that ended the call, after the replies that came before it.
-        """
-        while not self._replies:
-            if self.ended:
-                if self._error is not None:
-                    raise self._error
-                return None
-            self._wake = trio.Event()
-            await self._wake.wait()
-        self.on_consumed()
-        return self._replies.popleft()
+        if not self.ended:
+            self.ended = True
+            self._listener.on_ended(batch, error)
 
     def close(self) -> None:
         """Take no more replies; the worker is told to cancel what has not ended."""
-        if self._closed:
-            return
-        self._closed = True
-        while self._replies:
-            self._replies.popleft().release()
-        if not self.ended:
-            self.on_cancelled()
-
-    def _notify(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
-            self._wake = None
+        if not self._closed:
+            self._closed = True
+            if not self.ended:
+                self.on_cancelled()
 
 
 class Executor(Protocol):
@@ -136,8 +114,11 @@ class Executor(Protocol):
     def name(self) -> str:
         """Who it is, in errors and logs."""
 
-    def submit(self, call: Call, offer: Offer) -> Exchange:
-        """Start `call` under `offer`, at once; raises `WorkerLost` when it can't."""
+    def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
+        """Start `call` under `offer`; `listener` hears of it later.
+
+        Raises `WorkerLost` when it can't, and `ResourceExhausted` for what it can't take.
+        """
 
     def lost(self, reason: str) -> None:
         """It runs nothing any more: what was open ends with `WorkerLost`."""

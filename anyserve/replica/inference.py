@@ -1,40 +1,31 @@
-"""What the two inference calls share: a request read, matched, and run under its deadline."""
+"""What the two inference calls share: a request is read, matched, and becomes an execution."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import trio
 from anyserve_protos.infer_wire import (
     InferRequestHead,
     WireError,
-    join_response,
     scan_request,
     scan_tensor_parameters,
 )
 
 from anyserve.capability import Attribute, check_name, need_of
-from anyserve.errors import (
-    DeadlineExceeded,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    Unimplemented,
-)
+from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
-from anyserve.replica.dispatcher import Dispatcher, Execution
-from anyserve.replica.exchange import Call, Reply
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.exchange import Call
+from anyserve.replica.execution import Consumer, Execution
 from anyserve.replica.sequences import sequence_of
 from anyserve.tensors import REGION
-from anyserve.transport.rpc import ServerStream
 from anyserve.worker.shared import BYTE_SIZE
-
-Result = TypeVar("Result")
 
 _MAX_TIMEOUT_US = 2**53
 _NAMED = 100
@@ -44,15 +35,13 @@ MAX_HEAD = 16 << 20
 bytes each, so that large tensors have to come raw."""
 
 
-@attrs.frozen
+@attrs.define
 class Accepted:
     """A request that was read and matched to a capability."""
 
     call: Call
     offer: Offer
     head: InferRequestHead
-    own_deadline: bool
-    """Whether it has a deadline before that of the gRPC call."""
 
 
 class Inference:
@@ -65,17 +54,25 @@ class Inference:
         self._max_shared_bytes = max_shared_bytes
         self._numbers = itertools.count(1)
 
-    def accept(self, head: InferRequestHead, stream: ServerStream) -> Accepted:
-        """Match a request to a capability; raises what is wrong with it."""
+    def accept(
+        self,
+        head: InferRequestHead,
+        metadata: Iterable[tuple[str, str | bytes]],
+        deadline: float,
+    ) -> Accepted:
+        """Match a request to a capability; raises what is wrong with it.
+
+        metadata, deadline: those of the gRPC call.
+        """
         if len(head.head) > MAX_HEAD:
             raise ResourceExhausted(
                 f"{len(head.head)} bytes beside the raw contents, over the limit of {MAX_HEAD}:"
                 " send large tensors as raw contents"
             )
-        metadata = dict(_text_items(stream.metadata)) if stream.metadata else {}
+        texts = {key: value for key, value in metadata if isinstance(value, str)}
         if not self._dispatcher.knows(head.model_name):
             check_name(head.model_name)
-        need = need_of(head.model_name, head.parameters, metadata.items())
+        need = need_of(head.model_name, head.parameters, texts.items())
         offer = self._dispatcher.match(need)[0].offer
         require_version(offer, head.model_version)
         call = Call(
@@ -83,40 +80,20 @@ class Inference:
             head=head.head,
             raw=head.raw,
             request_id=f"{head.id[:_NAMED]}#{next(self._numbers)}",
-            deadline=_deadline(head, stream.deadline),
-            metadata=metadata,
+            deadline=_deadline(head, deadline),
+            metadata=texts,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             regions=self._find_regions(head.head),
         )
-        return Accepted(call, offer, head, call.deadline < stream.deadline)
+        return Accepted(call, offer, head)
 
     def accepting(self) -> AbstractContextManager[trio.CancelScope]:
         """A scope that is cancelled once the replica drains."""
         return self._dispatcher.accepting()
 
-    async def run(
-        self, accepted: Accepted, consume: Callable[[Execution], Awaitable[Result]]
-    ) -> Result:
-        """Run the request and have `consume` take its replies.
-
-        Waits for a slot and for the handler until the request's deadline, then raises
-        `DeadlineExceeded`. Cancelled, the handler is too. Raises what the dispatcher and the
-        handler raise.
-        """
-        if not accepted.own_deadline:  # the call's scope is enough
-            async with self._dispatcher.execute(accepted.call) as execution:
-                return await consume(execution)
-        with trio.CancelScope(deadline=accepted.call.deadline):
-            async with self._dispatcher.execute(accepted.call) as execution:
-                return await consume(execution)
-        raise DeadlineExceeded("the deadline passed before the request was answered")
-
-    async def single(self, accepted: Accepted) -> bytes:
-        """Run a request that must have exactly one response; that, as a ModelInferResponse.
-
-        Waits and raises as `run`, and raises `Unimplemented` for none or several responses.
-        """
-        return await self.run(accepted, _only_reply)
+    def execution(self, accepted: Accepted, consumer: Consumer, name: str) -> Execution:
+        """The request, ready to be started; name: of its span in a trace."""
+        return Execution(self._dispatcher, accepted.call, consumer, name)
 
     def _find_regions(self, head: bytes) -> Mapping[str, Any]:
         """The registered regions that the tensors of a request name, ready to be sent on."""
@@ -142,33 +119,12 @@ class Inference:
         return found
 
 
-async def _only_reply(execution: Execution) -> bytes:
-    name = execution.offer.name
-    message: bytes | None = None
-    while (reply := await execution.receive()) is not None:
-        if message is not None:
-            reply.release()
-            raise Unimplemented(f"{name!r} answers more than once: call it with ModelStreamInfer")
-        message = take(reply)
-    if message is None:
-        raise Unimplemented(f"{name!r} gave no answer: call it with ModelStreamInfer")
-    return message
-
-
 def scan(body: bytes) -> InferRequestHead:
     """The routing fields of a ModelInferRequest; raises `InvalidArgument` when it is none."""
     try:
         return scan_request(body)
     except WireError as error:
         raise InvalidArgument(f"the message is no ModelInferRequest: {error}") from error
-
-
-def take(reply: Reply) -> bytes:
-    """A reply as a whole ModelInferResponse; its buffers are released."""
-    try:
-        return join_response(reply.head, reply.raw)
-    finally:
-        reply.release()
 
 
 def _size_in(region: RegionRef, parameters: Mapping[str, Attribute]) -> int:
@@ -198,7 +154,3 @@ def _deadline(head: InferRequestHead, call_deadline: float) -> float:
     if not 0 < timeout <= _MAX_TIMEOUT_US:
         raise InvalidArgument(f"parameter 'timeout' is {timeout}: it is a number of microseconds")
     return min(call_deadline, trio.current_time() + timeout / 1e6)
-
-
-def _text_items(metadata: Any) -> Iterator[tuple[str, str]]:
-    return ((key, value) for key, value in metadata.items() if isinstance(value, str))

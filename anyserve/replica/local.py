@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import trio
+from anyserve_protos.infer_wire import join_response
 
 from anyserve.app import App
 from anyserve.errors import Cancelled
@@ -13,7 +14,7 @@ from anyserve.link.frames import INITIAL_CREDIT, Buffer
 from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.offers import Offer
-from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
@@ -21,15 +22,15 @@ from anyserve.worker.shared import ClientRegions
 class _LocalExchange(Exchange):
     """A call that runs as a task of this process."""
 
-    def __init__(self, scope: trio.CancelScope, credit: trio.Semaphore) -> None:
-        super().__init__()
+    def __init__(self, listener: Listener, scope: trio.CancelScope, credit: trio.Semaphore) -> None:
+        super().__init__(listener)
         self._scope = scope
         self._credit = credit
 
     def on_cancelled(self) -> None:
         self._scope.cancel()
 
-    def on_consumed(self) -> None:
+    def consumed(self) -> None:
         self._credit.release()
 
 
@@ -46,8 +47,8 @@ class LocalExecutor:
     def name(self) -> str:
         return "local"
 
-    def submit(self, call: Call, offer: Offer) -> Exchange:
-        """Start the handler; raises `WorkerLost` after `lost`."""
+    def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
+        """See `Executor`: starts the handler."""
         if self._lost is not None:
             raise WorkerLost(self._lost)
         credit = trio.Semaphore(INITIAL_CREDIT)
@@ -57,7 +58,7 @@ class LocalExecutor:
             metadata=call.metadata,
             sequence=call.sequence,
         )
-        exchange = _LocalExchange(context.cancel_scope, credit)
+        exchange = _LocalExchange(listener, context.cancel_scope, credit)
         self._nursery.start_soon(self._run, call, offer, context, exchange, credit)
         return exchange
 
@@ -80,6 +81,8 @@ class LocalExecutor:
         try:
             runner = self._runners[offer.name]
             ending = await runner.run(incoming, partial(_emit, exchange, credit))
+            if ending.last is not None:
+                exchange.deliver(_reply(*ending.last))
         finally:
             exchange.end(ending.batch, ending.error)
 
@@ -88,5 +91,9 @@ async def _emit(
     exchange: Exchange, credit: trio.Semaphore, head: bytes, raw: Sequence[Buffer]
 ) -> None:
     await credit.acquire()
+    exchange.deliver(_reply(head, raw))
+
+
+def _reply(head: bytes, raw: Sequence[Buffer]) -> Reply:
     # Copied as on the link: the handler may go on to use its arrays.
-    exchange.deliver(Reply(head, [bytes(buffer) for buffer in raw]))
+    return Reply((join_response(head, raw),))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
@@ -52,15 +52,10 @@ class DeadlineQueue(Generic[Item]):
         return bisect.bisect_right(self._keys, (deadline, self._arrivals + 1))
 
     def __iter__(self) -> Iterator[tuple[tuple[float, int], Item]]:
-        """Keys and items in the order of service."""
-        return iter([(key, self._items[key]) for key in self._keys])
-
-    def drain(self) -> list[Item]:
-        """Take out everything, in the order of service."""
-        items = [self._items[key] for key in self._keys]
-        self._keys.clear()
-        self._items.clear()
-        return items
+        """Keys and items in the order of service; those removed meanwhile are left out."""
+        for key in self._keys.copy():
+            if key in self._items:
+                yield key, self._items[key]
 
 
 @attrs.define
@@ -108,12 +103,18 @@ def refusal(
     return None
 
 
-@attrs.frozen
-class Load:
+class Load(Protocol):
     """What one worker does for one capability."""
 
-    running: int
-    concurrency: int
+    @property
+    def running(self) -> int:
+        """Requests that it runs."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Requests that it may run."""
+        ...
 
 
 def least_loaded(loads: Iterable[Load]) -> int | None:
@@ -123,8 +124,8 @@ def least_loaded(loads: Iterable[Load]) -> int | None:
     """
     best, best_share = None, math.inf
     for index, load in enumerate(loads):
-        if load.running < load.concurrency:
-            share = load.running / load.concurrency
+        if load.running < load.slots:
+            share = load.running / load.slots
             if share < best_share:
                 best, best_share = index, share
     return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 import attrs
 import trio
@@ -10,7 +11,7 @@ import trio
 from anyserve.errors import AnyServeError, ResourceExhausted, Unavailable
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
-from anyserve.replica.policy import DeadlineQueue, Load, ServiceTime, least_loaded, refusal
+from anyserve.replica.policy import DeadlineQueue, ServiceTime, least_loaded, refusal
 from anyserve.replica.statistics import Statistics
 
 
@@ -34,19 +35,31 @@ class Seat:
     """No new request goes there."""
 
     @property
-    def load(self) -> Load:
-        return Load(self.running, 0 if self.gone else self.concurrency)
+    def slots(self) -> int:
+        """How many may run."""
+        return 0 if self.gone else self.concurrency
+
+
+class Waiting(Protocol):
+    """A request that waits for a slot."""
+
+    def on_granted(self, seat: Seat) -> None:
+        """It has a slot of `seat`."""
+        ...
+
+    def on_refused(self, error: AnyServeError) -> None:
+        """It can't have one any more."""
+        ...
 
 
 @attrs.define(eq=False)
-class _Ticket:
-    """A request that waits."""
+class Ticket:
+    """A place in the queue."""
 
+    waiting: Waiting
     pinned: Seat | None
-    """The only seat that it may have, for one in a sequence."""
-    decided: trio.Event = attrs.field(factory=trio.Event)
-    seat: Seat | None = None
-    error: AnyServeError | None = None
+    """The only seat that the request may have, for one in a sequence."""
+    key: tuple[float, int] = attrs.field(init=False)
 
 
 class Pool:
@@ -60,7 +73,7 @@ class Pool:
         self.seats: list[Seat] = []
         self.service_time = ServiceTime()
         self.statistics = Statistics()
-        self._queue: DeadlineQueue[_Ticket] = DeadlineQueue()
+        self._queue: DeadlineQueue[Ticket] = DeadlineQueue()
         self._idle = trio.Event()
 
     @property
@@ -89,12 +102,13 @@ class Pool:
         if not self.serving:
             raise Unavailable(f"no worker for {self.offer.name!r} is ready: {self.reason}")
 
-    async def acquire(self, deadline: float, pinned: Seat | None = None) -> Seat:
-        """A slot, on `pinned` where given.
+    def acquire(
+        self, waiting: Waiting, deadline: float, pinned: Seat | None = None
+    ) -> Seat | Ticket:
+        """A slot of a seat, of `pinned` where given; or a place in the queue until one is free.
 
-        Waits in the queue until one is free; the caller's scope bounds that, and cancelled it
-        holds none. Raises `ResourceExhausted` at once when the queue is full or the deadline
-        can't be met, `Unavailable` when no worker is there or the last one goes.
+        Raises `ResourceExhausted` when the queue is full or the deadline can't be met,
+        `Unavailable` when no worker is there.
         """
         self.check_serving()
         if pinned is not None and pinned.gone:
@@ -103,32 +117,23 @@ class Pool:
         if seat is not None:
             seat.running += 1
             return seat
-        slots = sum(seat.load.concurrency for seat in self.seats)
         reason = refusal(
             waiting=len(self._queue),
             limit=self.offer.queue,
             ahead=self._queue.ahead_of(deadline),
-            slots=slots,
+            slots=sum(seat.slots for seat in self.seats),
             service_time=self.service_time.mean,
             budget=deadline - trio.current_time(),
         )
         if reason is not None:
             raise ResourceExhausted(f"{self.offer.name!r} refuses the request: {reason}")
-        return await self._wait(deadline, pinned)
+        ticket = Ticket(waiting, pinned)
+        ticket.key = self._queue.push(deadline, ticket)
+        return ticket
 
-    async def _wait(self, deadline: float, pinned: Seat | None) -> Seat:
-        ticket = _Ticket(pinned)
-        key = self._queue.push(deadline, ticket)
-        try:
-            await ticket.decided.wait()
-        except BaseException:
-            if not self._queue.remove(key) and ticket.seat is not None:
-                self.release(ticket.seat)
-            raise
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.seat is not None
-        return ticket.seat
+    def withdraw(self, ticket: Ticket) -> None:
+        """Leave the queue."""
+        self._queue.remove(ticket.key)
 
     def release(self, seat: Seat) -> None:
         """Give a slot back; the next request that may have it gets it."""
@@ -169,8 +174,7 @@ class Pool:
         for key, ticket in self._queue:
             hopeless = not self.serving or (ticket.pinned is not None and ticket.pinned.gone)
             if hopeless and self._queue.remove(key):
-                ticket.error = error
-                ticket.decided.set()
+                ticket.waiting.on_refused(error)
 
     def set_state(self, state: State, reason: str) -> None:
         """Move on in the life of the capability; what waits is refused where it is not ready."""
@@ -179,8 +183,8 @@ class Pool:
 
     def _free_seat(self, pinned: Seat | None) -> Seat | None:
         if pinned is not None:
-            return pinned if pinned.running < pinned.load.concurrency else None
-        index = least_loaded(seat.load for seat in self.seats)
+            return pinned if pinned.running < pinned.slots else None
+        index = least_loaded(self.seats)
         if index is None:
             return None
         # To the end, so that workers without load take turns and open sequences spread over them.
@@ -189,12 +193,12 @@ class Pool:
         return seat
 
     def _grant(self) -> None:
+        # What is called here may take a slot, give one back, or leave the queue.
         for key, ticket in self._queue:
             seat = self._free_seat(ticket.pinned)
             if seat is not None:
-                self._queue.remove(key)
-                seat.running += 1
-                ticket.seat = seat
-                ticket.decided.set()
+                if self._queue.remove(key):
+                    seat.running += 1
+                    ticket.waiting.on_granted(seat)
             elif ticket.pinned is None:
                 return

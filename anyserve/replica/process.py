@@ -63,8 +63,7 @@ async def start_worker(python: str) -> AsyncIterator[WorkerProcess]:
         except BaseException:
             ours.close()
             raise
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    worker = WorkerProcess(process, FrameChannel(stream))
+    worker = WorkerProcess(process, FrameChannel(ours))
     try:
         yield worker
     finally:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
+from typing import Protocol
 
 import attrs
-import trio
 
 from anyserve.capability import Attribute
 from anyserve.errors import InvalidArgument, ResourceExhausted, Unavailable
@@ -34,18 +34,41 @@ def sequence_of(parameters: Mapping[str, Attribute]) -> Sequence:
     )
 
 
+class InTurn(Protocol):
+    """A request in a sequence."""
+
+    def on_turn(self) -> None:
+        """The requests before it have ended."""
+        ...
+
+
 @attrs.define(eq=False)
 class OpenSequence:
     """A sequence that has started and not ended."""
 
     used: float
     """When a request of it was last seen, on Trio's clock."""
-    turn: trio.Lock = attrs.field(factory=trio.Lock)
-    """Its requests run one at a time, in the order they came."""
     seat: Seat | None = None
     """The worker that holds it, once its first request has one."""
-    requests: int = 0
-    """Requests in progress or waiting for their turn: while there is one it is not idle."""
+    _requests: deque[InTurn] = attrs.field(factory=deque)
+    """Its requests run one at a time, in the order they came; the first has its turn."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no request in progress or waiting for its turn."""
+        return not self._requests
+
+    def take_turn(self, request: InTurn) -> bool:
+        """Whether it is the request's turn now; else `on_turn` says when it is."""
+        self._requests.append(request)
+        return self._requests[0] is request
+
+    def give_turn(self, request: InTurn) -> None:
+        """The request has ended, or waits no more."""
+        had_turn = self._requests[0] is request
+        self._requests.remove(request)
+        if had_turn and self._requests:
+            self._requests[0].on_turn()
 
 
 class Sequences:
@@ -80,20 +103,19 @@ class Sequences:
             del self._open[sequence.id]
             raise Unavailable(f"the worker that held sequence {sequence.id!r} is gone")
         found.used = now
-        found.requests += 1
         self._open.move_to_end(sequence.id)
         return found
 
-    def leave(self, sequence: Sequence, found: OpenSequence, now: float) -> None:
+    def leave(self, sequence: Sequence, found: OpenSequence, request: InTurn, now: float) -> None:
         """A request of the sequence has ended, and the sequence too where it says so."""
-        found.requests -= 1
         found.used = now
         if (sequence.end or found.seat is None) and self._open.get(sequence.id) is found:
             del self._open[sequence.id]
+        found.give_turn(request)
 
     def _expire(self, now: float) -> None:
         for identity, candidate in list(self._open.items()):
             if candidate.used + self._idle > now:
                 return
-            if candidate.requests == 0:
+            if candidate.idle:
                 del self._open[identity]

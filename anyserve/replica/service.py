@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from anyserve_actors import Address, tracing
+from anyserve_actors import Address
 from anyserve_protos import inference as pb
 from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
 from anyserve.capability import check_name
-from anyserve.errors import InvalidArgument, NotFound, Unimplemented
+from anyserve.errors import AnyServeError, InvalidArgument, NotFound, Unimplemented
 from anyserve.objects.regions import Regions
 from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.exchange import Reply
 from anyserve.replica.inference import Inference, check_version, require_version, scan
 from anyserve.replica.memory_service import SharedMemoryService
 from anyserve.replica.metadata import model_config, model_metadata, model_statistics
@@ -21,6 +22,8 @@ from anyserve.replica.pool import Pool, State
 from anyserve.replica.repository import LoadModel, UnloadModel
 from anyserve.replica.settings import Settings
 from anyserve.replica.stream_infer import StreamedInference
+from anyserve.replica.unary import UnaryInference
+from anyserve.transport.callback import Callback, UnaryCall
 from anyserve.transport.rpc import ServerStream
 
 SERVICE = "inference.GRPCInferenceService"
@@ -88,7 +91,7 @@ class InferenceService:
             "LogSettings": settings.log,
         }
         methods = {name: _unary(name, method) for name, method in simple.items()}
-        methods["ModelInfer"] = Handler(self.infer, Cardinality.UNARY_UNARY, bytes, bytes)
+        methods["ModelInfer"] = Handler(Callback(self.infer), Cardinality.UNARY_UNARY, bytes, bytes)
         methods["ModelStreamInfer"] = Handler(
             self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
         )
@@ -96,12 +99,19 @@ class InferenceService:
 
     # Inference.
 
-    async def infer(self, stream: ServerStream) -> None:
+    def infer(self, call: UnaryCall, body: bytes) -> None:
         """One request, exactly one response."""
-        accepted = self._inference.accept(scan(await stream.recv_message()), stream)
-        with tracing.span("ModelInfer", accepted.call.request_id):
-            message = await self._inference.single(accepted)
-        await stream.send_message(message)
+
+        def done(result: Reply | AnyServeError) -> None:
+            if isinstance(result, AnyServeError):
+                call.fail(result)
+            else:
+                call.answer(result.pieces, result.release)
+
+        accepted = self._inference.accept(scan(body), call.metadata, call.deadline)
+        request = UnaryInference(self._inference, accepted, "ModelInfer", done)
+        call.on_gone = request.cancel
+        request.start()
 
     async def stream_infer(self, stream: ServerStream) -> None:
         """Many requests, each with any number of responses."""

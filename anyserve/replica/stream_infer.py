@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import trio
-from anyserve_actors import tracing
 from anyserve_protos.infer_wire import stream_response
 from anyserve_protos.inference import (
     InferParameter,
@@ -12,9 +15,12 @@ from anyserve_protos.inference import (
 )
 
 from anyserve.errors import AnyServeError, Unavailable
-from anyserve.replica.dispatcher import Execution
+from anyserve.link.frames import Buffer
+from anyserve.replica.exchange import Reply, nothing
 from anyserve.replica.inference import Accepted, Inference, scan
+from anyserve.replica.unary import UnaryInference
 from anyserve.transport.rpc import ServerStream
+from anyserve.waiting import Waiter
 
 IN_FLIGHT_LIMIT = 1024
 """Requests of one stream that run or wait at once; the next is read when one has ended."""
@@ -22,6 +28,8 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 """Request parameter that asks for a final, empty response after those of a decoupled handler."""
 FINAL = "triton_final_response"
 """Response parameter that says whether this is the request's last response."""
+
+_METHOD = "ModelStreamInfer"
 
 
 def _flag(value: bool) -> bytes:
@@ -44,78 +52,161 @@ class StreamedInference:
     def __init__(self, inference: Inference, stream: ServerStream) -> None:
         self._inference = inference
         self._stream = stream
-        self._room = trio.Semaphore(IN_FLIGHT_LIMIT, max_value=IN_FLIGHT_LIMIT)
+        self._running: set[_Ordered | _Decoupled] = set()
+        self._in_order: deque[_Ordered] = deque()
+        self._outbox: deque[tuple[Sequence[Buffer], Callable[[], None]]] = deque()
+        self._sender = Waiter()
+        self._progress = Waiter()
 
     async def run(self) -> None:
         """Serve until the client has ended the stream and everything that is due is sent.
 
         Once the replica drains, no more requests are read, and the stream ends after the answers
-        to those before: raises `Unavailable`.
+        to those before: raises `Unavailable`. Cancelled, it cancels its requests.
         """
-        turn = trio.Event()
-        turn.set()
-        async with trio.open_nursery() as nursery:
-            with self._inference.accepting() as scope:
-                while (body := await self._stream.recv_message()) is not None:
-                    await self._room.acquire()
-                    accepted = self._accept(body)
-                    if isinstance(accepted, Accepted) and accepted.offer.decoupled:
-                        nursery.start_soon(self._decoupled, accepted)
-                    else:
-                        following = trio.Event()
-                        nursery.start_soon(self._ordered, accepted, turn, following)
-                        turn = following
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_waiting)
+                with self._inference.accepting() as scope:
+                    while (body := await self._stream.recv_message()) is not None:
+                        self._begin(body)
+                        while len(self._running) >= IN_FLIGHT_LIMIT:
+                            await self._progress.wait()
+                while self._running or self._outbox:
+                    await self._progress.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            for request in self._running:
+                request.cancel()
+            for _, sent in self._outbox:
+                sent()
         if scope.cancelled_caught:
             raise Unavailable("the replica is draining")
 
-    def _accept(self, body: bytes) -> Accepted | bytes:
-        """The request, matched; or the response that says what is wrong with it."""
+    def emit(self, message: Sequence[Buffer], sent: Callable[[], None] = nothing) -> None:
+        """Send a message of these pieces after those before it; `sent` is called when it is."""
+        if not self._outbox and self._stream.send_message_now(message):
+            sent()
+        else:
+            self._outbox.append((message, sent))
+            self._sender.wake()
+
+    def answered(self) -> None:
+        """Send the answers whose turn it is."""
+        while self._in_order and (answer := self._in_order[0].answer) is not None:
+            request = self._in_order.popleft()
+            self.emit(*answer)
+            self.ended(request)
+
+    def ended(self, request: _Ordered | _Decoupled) -> None:
+        """A request has ended, and all that it had to say is sent or waits for that."""
+        self._running.discard(request)
+        self._progress.wake()
+
+    def _begin(self, body: bytes) -> None:
         identity = ""
         try:
             head = scan(body)
             identity = head.id
-            return self._inference.accept(head, self._stream)
+            stream = self._stream
+            accepted = self._inference.accept(head, stream.metadata.items(), stream.deadline)
         except AnyServeError as error:
-            return _error(error, identity)
+            self._add_ordered(identity).done(error)
+            return
+        if accepted.offer.decoupled:
+            decoupled = _Decoupled(self, self._inference, accepted)
+            self._running.add(decoupled)
+            decoupled.start()
+        else:
+            self._add_ordered(identity).start(self._inference, accepted)
 
-    async def _ordered(
-        self, accepted: Accepted | bytes, turn: trio.Event, following: trio.Event
-    ) -> None:
-        """Answer once, when all requests before have been answered."""
-        try:
-            message = accepted
-            if isinstance(message, Accepted):
-                message = await self._single(message)
-            await turn.wait()
+    def _add_ordered(self, identity: str) -> _Ordered:
+        request = _Ordered(self, identity)
+        self._running.add(request)
+        self._in_order.append(request)
+        return request
+
+    async def _send_waiting(self) -> None:
+        """Send what there was no room for, as the client reads."""
+        while True:
+            while not self._outbox:
+                self._progress.wake()
+                await self._sender.wait()
+            message, sent = self._outbox[0]
             await self._stream.send_message(message)
-        finally:
-            following.set()
-            self._room.release()
+            self._outbox.popleft()
+            sent()
 
-    async def _single(self, accepted: Accepted) -> bytes:
+
+class _Ordered:
+    """A request with one answer, which is given in its turn."""
+
+    def __init__(self, stream: StreamedInference, identity: str) -> None:
+        self.answer: tuple[Sequence[Buffer], Callable[[], None]] | None = None
+        """The message and what is to be called when it is sent; None until there is one."""
+        self._stream = stream
+        self._identity = identity
+        self._inference: UnaryInference | None = None
+
+    def start(self, inference: Inference, accepted: Accepted) -> None:
+        """Begin."""
+        self._inference = UnaryInference(inference, accepted, _METHOD, self.done)
         try:
-            with tracing.span("ModelStreamInfer", accepted.call.request_id):
-                return stream_response(await self._inference.single(accepted) + _IS_FINAL)
+            self._inference.start()
         except AnyServeError as error:
-            return _error(error, accepted.head.id)
+            self.done(error)
 
-    async def _decoupled(self, accepted: Accepted) -> None:
-        """Pass responses on as they come."""
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.answer is not None:
+            self.answer[1]()
+        elif self._inference is not None:
+            self._inference.cancel()
+
+    def done(self, result: Reply | AnyServeError) -> None:
+        """It has its answer."""
+        if isinstance(result, AnyServeError):
+            self.answer = (_error(result, self._identity),), nothing
+        else:
+            self.answer = stream_response(*result.pieces, _IS_FINAL), result.release
+        self._stream.answered()
+
+
+class _Decoupled:
+    """A request with any number of responses, which are passed on as they come."""
+
+    def __init__(self, stream: StreamedInference, inference: Inference, accepted: Accepted) -> None:
+        self._stream = stream
+        self._accepted = accepted
+        self._execution = inference.execution(accepted, self, _METHOD)
+
+    def start(self) -> None:
+        """Begin."""
         try:
-            with tracing.span("ModelStreamInfer", accepted.call.request_id):
-                await self._inference.run(accepted, self._pass_on)
-            if accepted.head.parameters.get(EMPTY_FINAL) is True:
-                await self._stream.send_message(stream_response(_empty_final(accepted)))
+            self._execution.start()
         except AnyServeError as error:
-            await self._stream.send_message(_error(error, accepted.head.id))
-        finally:
-            self._room.release()
+            self.on_end(error)
 
-    async def _pass_on(self, execution: Execution) -> None:
-        while (reply := await execution.receive()) is not None:
-            message = stream_response(bytes(reply.head) + _IS_NOT_FINAL, reply.raw)
-            reply.release()
-            await self._stream.send_message(message)
+    def cancel(self) -> None:
+        """Nobody reads what it says any more."""
+        self._execution.cancel()
+
+    def on_reply(self, reply: Reply) -> None:
+        """See `Consumer`."""
+        message = stream_response(*reply.pieces, _IS_NOT_FINAL)
+        self._stream.emit(message, partial(self._sent, reply))
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """See `Consumer`."""
+        if error is not None:
+            self._stream.emit((_error(error, self._accepted.head.id),))
+        elif self._accepted.head.parameters.get(EMPTY_FINAL) is True:
+            self._stream.emit(stream_response(_empty_final(self._accepted)))
+        self._stream.ended(self)
+
+    def _sent(self, reply: Reply) -> None:
+        reply.release()
+        self._execution.consumed()
 
 
 def _empty_final(accepted: Accepted) -> bytes:

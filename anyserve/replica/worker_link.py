@@ -10,6 +10,7 @@ import attrs
 import trio
 from anyserve_actors import Actor, Context, Detail
 
+from anyserve.burst import burst
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
 from anyserve.link.frames import Kind
@@ -141,12 +142,13 @@ class WorkerLink(Actor[None]):
     async def _read(self, channel: FrameChannel, connection: Connection) -> None:
         while batch := await channel.receive():
             self._heard = trio.current_time()
-            for frame in batch:
-                if frame.kind == Kind.TRACED:
-                    with suppress(trio.WouldBlock):  # nobody waits for those before it
-                        self._recorded_sender.send_nowait(bytes(frame.body))
-                else:
-                    connection.on_frame(frame)
+            with burst:
+                for frame in batch:
+                    if frame.kind == Kind.TRACED:
+                        with suppress(trio.WouldBlock):  # nobody waits for those before it
+                            self._recorded_sender.send_nowait(bytes(frame.body))
+                    else:
+                        connection.on_frame(frame)
 
     async def _watch(
         self, process: WorkerProcess, connection: Connection, context: Context[None]

@@ -17,11 +17,14 @@ from multidict import MultiDict
 from anyserve.errors import AnyServeError, Internal, InvalidArgument, Status, innermost
 from anyserve.transport import headers as h
 from anyserve.transport.framing import MessageReader, pack
-from anyserve.transport.rpc import Limits, Metadata, MetadataLike, decode, encode
+from anyserve.transport.rpc import Buffer, Limits, Metadata, MetadataLike, decode, encode
 from anyserve.transport.wire import WireStream
 
 _End: TypeAlias = tuple[Status, str | None, MetadataLike | None]
 """The status that ends a call, its message, and its metadata."""
+
+_BURST = 16
+"""Messages that a task sends before others have a turn."""
 
 _log = logging.getLogger("anyserve.transport")
 
@@ -46,7 +49,8 @@ class ServerCall:
         self.wire = wire
         self._reader = MessageReader(wire.receive, head.encoding, max_message_bytes)
         self._sending: trio.Lock | None = None
-        self._reply: tuple[bytes, ...] = ()
+        self._reply: tuple[Buffer, ...] = ()
+        self._burst = 0
         self._received_any = False
         self._sent_headers = False
         self.ended = False
@@ -80,6 +84,11 @@ class ServerCall:
             raise Internal("a unary call was given a second reply")
         else:
             self._reply = data
+
+    def send_message_now(self, message: Any) -> bool:
+        """See `ServerStream`."""
+        data = pack(encode(message, self.method.reply_type))
+        return self._sending is None and self._send_now(data=data)
 
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         """See `ServerStream`."""
@@ -121,17 +130,21 @@ class ServerCall:
         self,
         *,
         metadata: MetadataLike | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         end: _End | None = None,
     ) -> None:
         """Send, after the answer's headers where those have not gone yet.
 
-        Without a lock and a turn of the loop where nothing has to be waited for.
+        Without a lock where nothing has to be waited for, and mostly without a turn of the loop.
         """
         if self._sending is None:
-            if self.wire.send_now(*self._parts(metadata, data, end)):
-                self._sent_headers = True
+            self._burst += 1
+            if self._burst == _BURST:
+                self._burst = 0
+                await trio.lowlevel.checkpoint()
+            if self._sending is None and self._send_now(metadata, data, end):
                 return
+        if self._sending is None:
             self._sending = trio.Lock()
         sending = self._sending
         async with sending:
@@ -141,9 +154,20 @@ class ServerCall:
         if self._sending is sending and not sending.locked():
             self._sending = None
 
+    def _send_now(
+        self,
+        metadata: MetadataLike | None = None,
+        data: tuple[Buffer, ...] = (),
+        end: _End | None = None,
+    ) -> bool:
+        if not self.wire.send_now(*self._parts(metadata, data, end)):
+            return False
+        self._sent_headers = True
+        return True
+
     def _parts(
-        self, metadata: MetadataLike | None, data: tuple[bytes, ...], end: _End | None
-    ) -> tuple[h.Headers | None, tuple[bytes, ...], h.Headers | None]:
+        self, metadata: MetadataLike | None, data: tuple[Buffer, ...], end: _End | None
+    ) -> tuple[h.Headers | None, tuple[Buffer, ...], h.Headers | None]:
         """What is to be sent as headers, data and trailers."""
         if self.ended:
             raise Internal("the handler sends on a call that has ended")
@@ -160,11 +184,17 @@ class Calls:
     methods: Mapping[str, Method]
     limits: Limits
 
-    def begin(self, wire: WireStream, head: h.RequestHead, timeout: float) -> ServerCall:
-        """The call, which `run_call` is to run; raises `Refusal` for an unknown method."""
+    def method(self, head: h.RequestHead) -> Method:
+        """The method that is called; raises `Refusal` for an unknown one."""
         method = self.methods.get(head.path)
         if method is None:
             raise h.Refusal(h.trailers_only(Status.UNIMPLEMENTED, f"no method {head.path[:200]!r}"))
+        return method
+
+    def begin(
+        self, wire: WireStream, head: h.RequestHead, timeout: float, method: Method
+    ) -> ServerCall:
+        """The call, which `run_call` is to run."""
         return ServerCall(wire, head, timeout, method, self.limits.max_message_bytes)
 
 
@@ -194,13 +224,10 @@ async def _run_handler(call: ServerCall) -> None:
         if not call.ended:
             await call.send_trailing_metadata()
     except Exception as error:
-        status, message = status_of(error)
         if call.ended:
             _log.exception("the handler of %s failed after its call had ended", call.path)
             return
-        if not isinstance(innermost(error), AnyServeError | GRPCError):
-            _log.exception("the handler of %s failed", call.path)
-        call.fail_now(status, message)
+        call.fail_now(*status_of(error, call.path))
     except BaseExceptionGroup as group:
         # A handler's nursery that was cancelled while a child failed. The call is over: keep the
         # error in the log and the cancellation on its way.
@@ -211,11 +238,15 @@ async def _run_handler(call: ServerCall) -> None:
             raise rest from None
 
 
-def status_of(error: Exception) -> tuple[Status, str]:
-    """The one place that turns what a handler raised into a status and its message."""
+def status_of(error: Exception, path: str) -> tuple[Status, str]:
+    """The one place that turns what a handler raised into a status and its message.
+
+    What it did not raise on purpose is logged.
+    """
     cause = innermost(error)
     if isinstance(cause, AnyServeError):
         return cause.status, cause.message
     if isinstance(cause, GRPCError):
         return Status(cause.status.value), cause.message or ""
+    _log.error("the handler of %s failed", path, exc_info=error)
     return Status.INTERNAL, f"{type(cause).__name__}: {cause}"

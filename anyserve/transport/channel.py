@@ -13,7 +13,7 @@ from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.transport import headers as h
 from anyserve.transport.address import Address, TcpAddress
 from anyserve.transport.framing import MessageReader, pack
-from anyserve.transport.rpc import Limits, Metadata, MetadataLike, decode, encode
+from anyserve.transport.rpc import Buffer, Limits, Metadata, MetadataLike, decode, encode
 from anyserve.transport.wire import NotTaken
 
 _Request = TypeVar("_Request")
@@ -38,7 +38,7 @@ class ClientWire(Protocol):
     def send_now(
         self,
         headers: h.Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: h.Headers | None = None,
         end: bool = False,
     ) -> bool: ...
@@ -46,7 +46,7 @@ class ClientWire(Protocol):
     async def send(
         self,
         headers: h.Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: h.Headers | None = None,
         end: bool = False,
     ) -> None: ...
@@ -155,7 +155,7 @@ class ClientStream(Generic[_Request, _Reply]):
             raise StopAsyncIteration
         return message
 
-    async def _send(self, data: tuple[bytes, ...], end: bool) -> None:
+    async def _send(self, data: tuple[Buffer, ...], end: bool) -> None:
         """Send without a lock and a turn of the loop where nothing has to be waited for."""
         if self._sending is None:
             if self._wire.send_now(None, data, None, end):

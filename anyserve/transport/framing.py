@@ -9,11 +9,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from anyserve.errors import Internal, InvalidArgument, ResourceExhausted
+from anyserve.transport.rpc import Buffer
 
 ENCODINGS = ("identity", "deflate", "gzip")
 
@@ -25,10 +26,19 @@ _COPIED = 64 * 1024
 """Messages shorter than this are cheaper to copy than to send in two parts."""
 
 
-def pack(message: bytes) -> tuple[bytes, ...]:
-    """The message behind its prefix, not compressed, in one part or two: large ones stay as is."""
-    prefix = _PREFIX.pack(0, len(message))
-    return (prefix + message,) if len(message) < _COPIED else (prefix, message)
+def pack(pieces: Sequence[Buffer]) -> tuple[Buffer, ...]:
+    """A message behind its prefix, not compressed; pieces of large ones stay as they are."""
+    size = sum(map(len, pieces))
+    prefix = _PREFIX.pack(0, size)
+    return (b"".join((prefix, *pieces)),) if size < _COPIED else (prefix, *pieces)
+
+
+def only_message(data: bytes, max_bytes: int) -> bytes | None:
+    """The message, where `data` is exactly one that is not compressed and not over the cap."""
+    size = len(data) - _PREFIX.size
+    if 0 <= size <= max_bytes and _PREFIX.unpack_from(data) == (0, size):
+        return data[_PREFIX.size :]
+    return None
 
 
 class MessageReader:
@@ -58,11 +68,9 @@ class MessageReader:
         if not self._size:
             chunks = await self._receive()
             if len(chunks) == 1:
-                chunk = chunks[0]
-                size = len(chunk) - _PREFIX.size
-                if 0 <= size <= self._max_bytes and _PREFIX.unpack_from(chunk) == (0, size):
-                    # Exactly one message: most calls are that, and need no more.
-                    return chunk[_PREFIX.size :]
+                message = only_message(chunks[0], self._max_bytes)
+                if message is not None:  # most calls are that, and need no more
+                    return message
             elif not chunks:
                 return None
             self._hold(chunks)

@@ -82,8 +82,8 @@ class _Connection(AbstractHandler):
     async def _run_call(self, wire: H2Wire, headers: h.Headers) -> None:
         try:
             timeout = h.parse_timeout(headers)
-            call = self._server.calls.begin(wire, h.parse_request(headers), timeout)
-            await run_call(call)
+            head, calls = h.parse_request(headers), self._server.calls
+            await run_call(calls.begin(wire, head, timeout, calls.method(head)))
         except h.Refusal as refusal:
             wire.end_now(refusal.answer)
         finally:

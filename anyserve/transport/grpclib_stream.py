@@ -15,7 +15,7 @@ from h2.errors import ErrorCodes
 
 from anyserve.errors import AnyServeError, Cancelled, Unavailable
 from anyserve.transport.headers import Headers
-from anyserve.transport.rpc import MIB
+from anyserve.transport.rpc import MIB, Buffer
 
 if TYPE_CHECKING:
     from anyserve.transport.grpclib_connection import TrioConnection
@@ -112,7 +112,7 @@ class H2Wire:
     def send_now(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> bool:
@@ -122,7 +122,7 @@ class H2Wire:
     async def send(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> None:

@@ -44,7 +44,7 @@ RESPONSE_HEADERS: Headers = (
     ("content-type", CONTENT_TYPE),
     ("grpc-accept-encoding", ",".join(ENCODINGS)),
 )
-_OK: Headers = (("grpc-status", "0"),)
+OK: Headers = (("grpc-status", "0"),)
 
 
 @attrs.frozen
@@ -136,7 +136,7 @@ def trailers(
 ) -> Headers:
     """The headers that end an answer."""
     if status is Status.OK and not message and not metadata:
-        return _OK
+        return OK
     result = [("grpc-status", str(int(status)))]
     if message:
         result.append(("grpc-message", _encode_status_message(message)))

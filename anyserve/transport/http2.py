@@ -32,7 +32,7 @@ from ngh2 import Event as Event
 from ngh2 import StreamProtocolError as StreamGone
 
 from anyserve.transport.headers import Headers
-from anyserve.transport.rpc import MIB
+from anyserve.transport.rpc import MIB, Buffer
 
 __all__ = [
     "ConnectionClosed",
@@ -121,7 +121,7 @@ class Http2:
         """Bytes of DATA that events have brought and `consume` has not given back."""
         # What every call needs, without a frame of Python in between.
         self.events: Callable[[], list[Event]] = self._engine.events
-        self.send_data: Callable[[int, bytes | memoryview], None] = self._engine.send_data
+        self.send_data: Callable[[int, Buffer], None] = self._engine.send_data
         self.end: Callable[[int], None] = self._engine.end_stream
         self.queued: Callable[[int], int] = self._engine.queued_body_size
 

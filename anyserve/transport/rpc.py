@@ -2,12 +2,13 @@
 
 A service is an object with grpclib's `__mapping__()`, whose handler functions are *Trio* coroutine
 functions that take one `ServerStream`. Services that betterproto2 generates are such objects. A
-request or reply type of `bytes` in the mapping passes messages undecoded.
+request or reply type of `bytes` in the mapping passes messages undecoded; one that is sent may also
+be a sequence of buffers, which make it together.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -24,6 +25,9 @@ Metadata: TypeAlias = MultiDict[str | bytes]
 """Metadata of a call: `str` values, and `bytes` for the keys that end in `-bin`."""
 
 MetadataLike: TypeAlias = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Flat bytes."""
 
 MIB = 1024 * 1024
 
@@ -83,6 +87,13 @@ class ServerStream(Protocol):
         """
         ...
 
+    def send_message_now(self, message: Any) -> bool:
+        """Send a message of a stream where nothing has to be waited for; else False, and nothing.
+
+        Whoever has the stream may call it, in the handler's task or not.
+        """
+        ...
+
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         """Send the response's headers now; otherwise they go with the first message."""
         ...
@@ -115,11 +126,10 @@ def decode(data: bytes, message_type: Any) -> Any:
         raise InvalidArgument(f"malformed {message_type.__name__}: {error}") from error
 
 
-def encode(message: Any, message_type: Any) -> bytes:
-    """Serialise `message`, which must be a `message_type`; raises TypeError when it is not."""
+def encode(message: Any, message_type: Any) -> Sequence[Buffer]:
+    """Serialise `message`, in pieces; raises TypeError when it is not a `message_type`."""
+    if message_type is bytes and isinstance(message, list | tuple):
+        return message
     if not isinstance(message, message_type):
         raise TypeError(f"expected a {message_type.__name__}, got a {type(message).__name__}")
-    if message_type is bytes:
-        return bytes(message)
-    serialised: bytes = message.SerializeToString()
-    return serialised
+    return (message if message_type is bytes else message.SerializeToString(),)

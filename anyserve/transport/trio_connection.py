@@ -1,7 +1,8 @@
 """One HTTP/2 connection on a socket: a task that reads it, and one that writes what has gathered.
 
-Nothing is written by the frame: all that was queued in one turn of Trio's loop goes out in one
-piece. What is read is handed to the streams at once, by a table and without tasks in between.
+Nothing is written by the frame: all that was queued in one burst, or in one turn of Trio's loop,
+goes out in one piece. What is read is handed to the streams at once, by a table and without tasks
+in between.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import Any
 
 import trio
 
+from anyserve.burst import burst, defer
 from anyserve.errors import Unavailable
 from anyserve.transport import http2, sockets
 from anyserve.transport.flood import FloodGuard
 from anyserve.transport.http2 import Http2, Http2Error
 from anyserve.transport.rpc import MIB
 from anyserve.transport.trio_stream import Stream
-from anyserve.transport.waiting import Waiter
 from anyserve.transport.wire import ErrorCode, error_of_reset
+from anyserve.waiting import Waiter
 
 READ_BUFFER = 256 * 1024
 _FEED = 64 * 1024
@@ -59,8 +61,6 @@ class Connection:
         """Those that HTTP/2 knows, by their ids."""
         self.ended: str | None = None
         """Why nothing can be sent or received any more."""
-        self.turn = 0
-        """Counts outputs."""
         self._sock = sock
         self._buffer = buffer
         self._reading = trio.CancelScope()
@@ -102,8 +102,9 @@ class Connection:
                 if not size:
                     self.end("connection closed")
                     return
-                for start in range(0, size, _FEED):
-                    self._feed(self._buffer[start : min(start + _FEED, size)])
+                with burst:
+                    for start in range(0, size, _FEED):
+                        self._feed(self._buffer[start : min(start + _FEED, size)])
         if self.ended is None:
             self.end("it does not speak HTTP/2")
 
@@ -129,6 +130,18 @@ class Connection:
     def wake(self) -> None:
         """There is something to be sent."""
         if not self._output_due:
+            self._output_due = True
+            if not defer(self):
+                self._writer.wake()
+
+    def settle(self) -> None:
+        """Write what is queued, as far as the socket takes it now; the writer does the rest."""
+        if not self._unsent and self.ended is None:
+            self._output_due = False
+            if self._take_output():
+                self._send_some()
+            self.share_room()
+        if self._unsent or self.ended is not None:
             self._output_due = True
             self._writer.wake()
 
@@ -231,7 +244,6 @@ class Connection:
 
     def _output(self) -> bytes:
         """Take what can be sent now."""
-        self.turn += 1
         data = b""
         if not self._broken:
             try:

@@ -10,8 +10,9 @@ import trio
 from anyserve.errors import AnyServeError, Cancelled
 from anyserve.transport.headers import Headers
 from anyserve.transport.http2 import StreamGone
-from anyserve.transport.waiting import Waiter
+from anyserve.transport.rpc import Buffer
 from anyserve.transport.wire import ErrorCode
+from anyserve.waiting import Waiter
 
 if TYPE_CHECKING:
     from anyserve.transport.trio_connection import Connection
@@ -20,8 +21,6 @@ PART = 64 * 1024
 """Bytes of one stream in one output of its connection, so that other streams come between."""
 _PUSHES = 4
 """Such parts that a stream writes at once before others have a turn."""
-_BURST = 16
-"""Messages that a task may send between two outputs before others have a turn."""
 
 
 class Stream:
@@ -45,8 +44,6 @@ class Stream:
         self._failure: AnyServeError | None = None
         self._begun = False
         self._ended = False
-        self._turn = -1
-        self._burst = 0
 
     async def receive(self) -> list[bytes]:
         """See `WireStream`; returns without a turn of the loop where something is here."""
@@ -62,7 +59,7 @@ class Stream:
     def send_now(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> bool:
@@ -74,24 +71,22 @@ class Stream:
             size = len(data[0]) if len(data) == 1 else sum(map(len, data))
             if size > PART or size > connection.room(self):
                 return False
-        if connection.turn != self._turn:
-            self._turn = connection.turn
-            self._burst = 0
-        elif self._burst == _BURST:
+        try:
+            if headers is not None:
+                self._begin(headers)
+            for part in data:
+                self._http2.send_data(self.id, part)
+            self._end(trailers, end)
+        except StreamGone:
+            # The peer has reset it, and that event is still on its way here.
             return False
-        self._burst += 1
-        if headers is not None:
-            self._begin(headers)
-        for part in data:
-            self._http2.send_data(self.id, part)
-        self._end(trailers, end)
         connection.wake()
         return True
 
     async def send(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> None:

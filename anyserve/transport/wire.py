@@ -9,6 +9,7 @@ import trio
 
 from anyserve.errors import AnyServeError, Cancelled, Internal, ResourceExhausted, Unavailable
 from anyserve.transport.headers import Headers
+from anyserve.transport.rpc import Buffer
 
 
 class ErrorCode(IntEnum):
@@ -55,7 +56,7 @@ class WireStream(Protocol):
     def send_now(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> bool:
@@ -65,7 +66,7 @@ class WireStream(Protocol):
     async def send(
         self,
         headers: Headers | None = None,
-        data: tuple[bytes, ...] = (),
+        data: tuple[Buffer, ...] = (),
         trailers: Headers | None = None,
         end: bool = False,
     ) -> None:

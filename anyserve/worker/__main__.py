@@ -58,8 +58,7 @@ def _die_with(parent: int) -> None:
 
 
 async def _serve(fd: int) -> None:
-    sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
-    channel = FrameChannel(trio.SocketStream(sock))
+    channel = FrameChannel(socket.socket(fileno=fd))
     with suppress(LinkClosed):
         await _handshake(channel)
     await channel.aclose()
@@ -108,6 +107,7 @@ async def _cancel_at_end(
 ) -> None:
     """Until the app has loaded, nothing comes over the link but its end, which ends loading."""
     with loading:
+        await trio.lowlevel.checkpoint_if_cancelled()  # the session may be reading already
         await channel.receive()
         life.cancel()
 

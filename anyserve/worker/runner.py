@@ -32,7 +32,7 @@ Emit = Callable[[bytes, Sequence[Buffer]], Awaitable[None]]
 """Takes a ModelInferResponse without its raw contents, and those; waits for credit."""
 
 
-@attrs.frozen
+@attrs.define
 class Incoming:
     """A request as it reached the process that runs it."""
 
@@ -43,12 +43,14 @@ class Incoming:
     regions: ClientRegions
 
 
-@attrs.frozen
+@attrs.define
 class Ending:
     """How a request ended in the process that ran it."""
 
     batch: int = 1
     """How many inferences it counts for."""
+    last: tuple[bytes, Sequence[Buffer]] | None = None
+    """What a handler that answers once gave: as `Emit` takes it."""
     error: AnyServeError | None = None
 
 
@@ -65,7 +67,7 @@ class HandlerRunner:
         return self._handler.offer.name
 
     async def run(self, incoming: Incoming, emit: Emit) -> Ending:
-        """Run the handler in the context's cancel scope, handing responses to `emit`.
+        """Run the handler in the context's cancel scope, handing those of a stream to `emit`.
 
         Waits for the handler, bounded by the scope and the deadline; cancelled, a blocking
         handler's thread is waited for, since it can't be ended. Whatever goes wrong is in the
@@ -76,7 +78,7 @@ class HandlerRunner:
         context.cancel_scope.deadline = context.deadline
         try:
             with context.cancel_scope:
-                return Ending(await self._run(incoming, emit))
+                return await self._run(incoming, emit)
         except AnyServeError as error:
             return Ending(error=error)
         except Exception as error:
@@ -86,8 +88,8 @@ class HandlerRunner:
             return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
         return Ending(error=Cancelled("the request was cancelled"))
 
-    async def _run(self, incoming: Incoming, emit: Emit) -> int:
-        """Check the request, run the handler, encode what it gives; the request's batch size."""
+    async def _run(self, incoming: Incoming, emit: Emit) -> Ending:
+        """Check the request, run the handler, encode what it gives."""
         opened = self._plans.open(incoming.head, incoming.raw, incoming.regions)
         request, encoder = opened.request, opened.encoder
         handler, context = self._handler, incoming.context
@@ -95,11 +97,10 @@ class HandlerRunner:
             with tracing.span(self.name, context.request_id):
                 if handler.kind is Kind.ASYNC:
                     response = await handler.function(request, context)
-                    await emit(*encoder.encode(response))
-                else:
-                    async with aclosing(_responses(handler, request, context)) as responses:
-                        async for response in responses:
-                            await emit(*encoder.encode(response))
+                    return Ending(opened.batch, encoder.encode(response))
+                async with aclosing(_responses(handler, request, context)) as responses:
+                    async for response in responses:
+                        await emit(*encoder.encode(response))
         except (Exception, SystemExit, BaseExceptionGroup) as error:
             if _is_cancellation(error):
                 raise
@@ -108,7 +109,7 @@ class HandlerRunner:
                 raise declared from error
             context.logger.exception("the handler of %r failed", self.name)
             raise Internal(f"{type(error).__name__}: {error}") from error
-        return opened.batch
+        return Ending(opened.batch)
 
 
 def _is_cancellation(error: BaseException) -> bool:
@@ -127,25 +128,30 @@ def _declared(error: BaseException) -> AnyServeError | None:
     return None
 
 
-async def _responses(
+def _responses(
     handler: Handler, request: Request, context: Context
 ) -> AsyncGenerator[Response, None]:
     """Call a handler that yields or blocks in the way that its kind needs."""
     if handler.kind is Kind.ASYNC_STREAM:
-        async with aclosing(handler.function(request, context)) as responses:
-            async for response in responses:
-                yield response
-    elif handler.kind is Kind.BLOCKING:
+        responses: AsyncGenerator[Response, None] = handler.function(request, context)
+        return responses
+    return _in_thread(handler, request, context)
+
+
+async def _in_thread(
+    handler: Handler, request: Request, context: Context
+) -> AsyncGenerator[Response, None]:
+    if handler.kind is Kind.BLOCKING:
         # Not abandoned when cancelled: the slot is taken for as long as the thread runs.
         yield await trio.to_thread.run_sync(handler.function, request, context)
-    else:
-        generator = handler.function(request, context)
-        try:
-            while (response := await trio.to_thread.run_sync(_step, generator)) is not None:
-                yield response
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(generator.close)
+        return
+    generator = handler.function(request, context)
+    try:
+        while (response := await trio.to_thread.run_sync(_step, generator)) is not None:
+            yield response
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(generator.close)
 
 
 def _step(generator: Generator[Response, None, None]) -> Response | None:

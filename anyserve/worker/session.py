@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import trio
 from anyserve_actors import tracing
+from anyserve_protos.infer_wire import join_response
 
 from anyserve.app import Handler
 from anyserve.errors import AnyServeError, Cancelled
@@ -124,10 +125,8 @@ class Session:
             ending = Ending(error=error)
         finally:
             del self._running[call]
-            if ending.error is None:
-                self._channel.send(frames.encode_end(call, ending.batch))
-            else:
-                self._channel.send(frames.encode_error(call, ending.error))
+            # With nothing else to be run there is nothing to wait for.
+            self._channel.send(self._encode_ending(call, ending), at_once=not self._running)
 
     def _incoming(self, body: RequestBody, scope: trio.CancelScope) -> Incoming:
         # Inline parts are copied, which aligns them; blocks are aligned and stay where they are.
@@ -154,8 +153,27 @@ class Session:
             running.more_credit = trio.Event()
             await running.more_credit.wait()
         running.credit -= 1
-        parts: list[Part] = [head, *map(self._place, raw)]
-        self._channel.send(frames.encode_response(call, parts))
+        self._channel.send(self._encode_response(call, head, raw))
+
+    def _encode_ending(self, call: int, ending: Ending) -> Sequence[Buffer]:
+        if ending.error is not None:
+            return (frames.encode_error(call, ending.error),)
+        if ending.last is None:
+            return (frames.encode_end(call, ending.batch),)
+        return self._encode_response(call, *ending.last, batch=ending.batch)
+
+    def _encode_response(
+        self, call: int, head: bytes, raw: Sequence[Buffer], batch: int | None = None
+    ) -> Sequence[Buffer]:
+        """Frames of one response; with `batch`, of the end of the call too."""
+        if any(len(buffer) >= frames.LEASE_THRESHOLD for buffer in raw):
+            lent = frames.encode_parts(call, [head, *map(self._place, raw)])
+            return lent if batch is None else (*lent, frames.encode_end(call, batch))
+        # Copied: the handler may use its arrays again.
+        message = join_response(head, raw)
+        if batch is None:
+            return (frames.encode_response(call, message),)
+        return (frames.encode_answer(call, batch, message),)
 
     def _place(self, buffer: Buffer) -> Part:
         """Large tensors into shared memory, small ones copied: the handler may reuse its array."""

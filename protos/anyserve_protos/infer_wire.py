@@ -25,6 +25,7 @@ __all__ = [
     "decode_head",
     "join_request",
     "join_response",
+    "response_pieces",
     "scan_request",
     "scan_tensor_parameters",
     "stream_response",
@@ -181,11 +182,15 @@ def join_response(head: Buffer, raw: Sequence[Buffer]) -> bytes:
     return b"".join(_pieces(head, _RAW_OUTPUT, raw))
 
 
-def stream_response(head: Buffer, raw: Sequence[Buffer] = ()) -> bytes:
-    """A ModelStreamInferResponse that holds the ModelInferResponse of these two parts."""
-    pieces = _pieces(head, _RAW_OUTPUT, raw)
+def response_pieces(head: Buffer, raw: Sequence[Buffer]) -> list[Buffer]:
+    """A ModelInferResponse of its two parts, to be joined."""
+    return _pieces(head, _RAW_OUTPUT, raw)
+
+
+def stream_response(*pieces: Buffer) -> list[Buffer]:
+    """A ModelStreamInferResponse with the ModelInferResponse of these pieces, to be joined."""
     size = sum(map(len, pieces))
-    return b"".join([bytes((_INFER_RESPONSE,)), encode_varint(size), *pieces])
+    return [bytes((_INFER_RESPONSE,)) + encode_varint(size), *pieces]
 
 
 def _pieces(head: Buffer, tag: int, raw: Sequence[Buffer]) -> list[Buffer]:

@@ -14,6 +14,7 @@ from anyserve_protos.infer_wire import (
     decode_head,
     join_request,
     join_response,
+    response_pieces,
     scan_request,
     scan_tensor_parameters,
     stream_response,
@@ -323,14 +324,14 @@ def test_a_response_is_joined_of_its_head_and_any_buffers(sizes: list[int]) -> N
     expected = service_pb2.ModelInferResponse.FromString(bytes(RESPONSE))
     expected.raw_output_contents.extend(data for data in raw for _ in range(3))
     assert service_pb2.ModelInferResponse.FromString(joined) == expected
-    streamed = stream_response(bytes(RESPONSE), buffers)
-    assert streamed == stream_response(joined)
+    streamed = b"".join(stream_response(*response_pieces(bytes(RESPONSE), buffers)))
+    assert streamed == b"".join(stream_response(joined))
     assert service_pb2.ModelStreamInferResponse.FromString(streamed) == (
         service_pb2.ModelStreamInferResponse(infer_response=expected)
     )
 
 
 def test_an_empty_response_is_still_a_response_of_the_stream() -> None:
-    message = ModelStreamInferResponse.parse(stream_response(b""))
+    message = ModelStreamInferResponse.parse(b"".join(stream_response(b"")))
     assert message.infer_response == ModelInferResponse()
     assert message.error_message == ""

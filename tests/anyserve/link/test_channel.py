@@ -16,9 +16,7 @@ from anyserve.link.frames import Frame, Kind
 @pytest.fixture
 async def ends() -> AsyncIterator[tuple[FrameChannel, FrameChannel]]:
     pair = socket.socketpair(socket.AF_UNIX)
-    one, two = (
-        FrameChannel(trio.SocketStream(trio.socket.from_stdlib_socket(end))) for end in pair
-    )
+    one, two = map(FrameChannel, pair)
     yield one, two
     await one.aclose()
     await two.aclose()

@@ -70,8 +70,8 @@ def test_a_request_survives_the_link(
 
 @given(st.integers(0, 2**63), parts)
 def test_a_response_survives_the_link(call: int, sent: list[bytes | Block]) -> None:
-    (frame,) = decoded(b"".join(frames.encode_response(call, sent)))
-    assert as_values(list(frames.decode_response(frame))) == sent
+    (frame,) = decoded(b"".join(frames.encode_parts(call, sent)))
+    assert as_values(list(frames.decode_parts(frame))) == sent
 
 
 @given(st.sampled_from(Status), st.text(max_size=50))

@@ -27,7 +27,7 @@ from anyserve.errors import (
 from anyserve.messages import Sequence
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
 from anyserve.replica.pool import State
 from anyserve.replica.statistics import Outcome
 
@@ -35,15 +35,15 @@ from anyserve.replica.statistics import Outcome
 class ManualExchange(Exchange):
     """Notes that it was cancelled."""
 
-    def __init__(self, number: int, cancelled: list[int]) -> None:
-        super().__init__()
+    def __init__(self, listener: Listener, number: int, cancelled: list[int]) -> None:
+        super().__init__(listener)
         self._number = number
         self._cancelled = cancelled
 
     def on_cancelled(self) -> None:
         self._cancelled.append(self._number)
 
-    def on_consumed(self) -> None:
+    def consumed(self) -> None:
         pass
 
 
@@ -57,12 +57,12 @@ class ManualExecutor:
     cancelled: list[int] = attrs.field(factory=list)
     is_lost: bool = False
 
-    def submit(self, call: Call, offer: Offer) -> Exchange:
+    def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
         if self.is_lost:
             raise WorkerLost("it is lost")
         number = len(self.calls)
         self.calls.append(call)
-        exchange = ManualExchange(number, self.cancelled)
+        exchange = ManualExchange(listener, number, self.cancelled)
         self.exchanges.append(exchange)
         return exchange
 
@@ -116,8 +116,8 @@ async def test_a_call_gets_its_replies_and_then_the_end() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(consume, dispatcher, a_call("a"), results)
         await trio.testing.wait_all_tasks_blocked()
-        executor.exchanges[0].deliver(Reply(b"", []))
-        executor.exchanges[0].deliver(Reply(b"", []))
+        executor.exchanges[0].deliver(Reply(()))
+        executor.exchanges[0].deliver(Reply(()))
         executor.exchanges[0].end(batch=4)
     assert results == [("a", 2)]
     assert outcomes(dispatcher) == {Outcome.ANSWERED: 1}
@@ -235,11 +235,14 @@ async def test_a_slot_given_at_the_moment_of_cancellation_is_not_lost() -> None:
             inner.start_soon(consume, dispatcher, a_call("b"))
             await trio.testing.wait_all_tasks_blocked()
             inner.cancel_scope.cancel()
-            executor.exchanges[0].end()  # gives the slot to b, which does not know either yet
+            executor.exchanges[0].end()  # b starts, and its task does not know either yet
+        assert executor.cancelled == [1]
         nursery.start_soon(consume, dispatcher, a_call("c"))
         await trio.testing.wait_all_tasks_blocked()
-        assert executor.order == ["a", "c"]
+        assert executor.order == ["a", "b"]
         executor.exchanges[1].end()
+        assert executor.order == ["a", "b", "c"]
+        executor.exchanges[2].end()
 
 
 async def test_the_slot_of_a_cancelled_call_is_free_only_when_its_handler_has_ended() -> None:
@@ -292,7 +295,7 @@ async def test_only_an_idempotent_call_that_had_sent_nothing_runs_again_elsewher
         nursery.start_soon(consume, dispatcher, a_call("a"), results)
         await trio.testing.wait_all_tasks_blocked()
         if replied:
-            one.exchanges[0].deliver(Reply(b"", []))
+            one.exchanges[0].deliver(Reply(()))
             await trio.testing.wait_all_tasks_blocked()
         dispatcher.worker_down(one, "it died")
         one.lost("it died")

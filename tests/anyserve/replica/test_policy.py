@@ -2,17 +2,24 @@ from __future__ import annotations
 
 import math
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anyserve.replica.policy import (
     DeadlineQueue,
-    Load,
     ServiceTime,
     expected_wait,
     least_loaded,
     refusal,
 )
+
+
+@attrs.frozen
+class Worker:
+    running: int
+    slots: int
+
 
 deadlines = st.one_of(st.just(math.inf), st.floats(0, 100))
 
@@ -26,8 +33,7 @@ def test_the_order_of_service_is_by_deadline_and_then_by_arrival(
         queue.push(deadline, arrival)
     expected = sorted(range(len(given_deadlines)), key=lambda i: (given_deadlines[i], i))
     assert [item for _, item in queue] == expected
-    assert queue.drain() == expected
-    assert len(queue) == 0
+    assert len(queue) == len(expected)
 
 
 @given(st.lists(st.tuples(deadlines, st.booleans()), max_size=20))
@@ -90,16 +96,18 @@ def test_a_request_is_refused_exactly_when_it_has_no_room_or_no_time(
     assert (reason is not None) == (waiting >= limit or too_late)
 
 
-@given(st.lists(st.builds(Load, st.integers(0, 4), st.integers(0, 4)), max_size=6))
-def test_the_worker_taken_has_a_free_slot_and_the_smallest_share_in_use(loads: list[Load]) -> None:
+@given(st.lists(st.builds(Worker, st.integers(0, 4), st.integers(0, 4)), max_size=6))
+def test_the_worker_taken_has_a_free_slot_and_the_smallest_share_in_use(
+    loads: list[Worker],
+) -> None:
     chosen = least_loaded(loads)
-    free = [load for load in loads if load.running < load.concurrency]
+    free = [load for load in loads if load.running < load.slots]
     if chosen is None:
         assert not free
         return
-    share = loads[chosen].running / loads[chosen].concurrency
+    share = loads[chosen].running / loads[chosen].slots
     assert loads[chosen] in free
-    assert share == min(load.running / load.concurrency for load in free)
+    assert share == min(load.running / load.slots for load in free)
 
 
 def test_the_mean_service_time_starts_with_the_first_and_follows_slowly() -> None:

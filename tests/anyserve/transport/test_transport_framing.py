@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 
 
 def pack(message: bytes) -> bytes:
-    return b"".join(parts(message))
+    return b"".join(parts((message,)))
 
 
 def compressed(message: bytes, encoding: str) -> bytes:

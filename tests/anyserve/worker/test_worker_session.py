@@ -91,8 +91,7 @@ class Replica:
 @asynccontextmanager
 async def served(limit: int = 1 << 20) -> AsyncIterator[Replica]:
     """A session that serves; limit: bytes of its arena."""
-    ends = [trio.socket.from_stdlib_socket(end) for end in socket.socketpair()]
-    theirs, ours = (FrameChannel(trio.SocketStream(end)) for end in ends)
+    theirs, ours = map(FrameChannel, socket.socketpair())
     with trio.fail_after(10), Arena(new_prefix(), limit, segment_size=1 << 20) as arena:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Session("worker", theirs, app.handlers, arena).run)
@@ -123,7 +122,7 @@ async def test_a_large_reply_is_lent_until_the_replica_gives_it_back() -> None:
     async with served() as replica:
         await replica.start(1, "big")
         response = await replica.next()
-        _, block = frames.decode_response(response)
+        _, block = frames.decode_parts(response)
         assert isinstance(block, Block)
         with Reader() as reader:
             assert bytes(reader.view(block)) == b"\7" * frames.LEASE_THRESHOLD
@@ -139,7 +138,7 @@ async def test_a_large_reply_goes_inline_where_shared_memory_is_full(
 ) -> None:
     async with served(limit=0) as replica:
         await replica.start(1, "big")
-        _, part = frames.decode_response(await replica.next())
+        _, part = frames.decode_parts(await replica.next())
         assert not isinstance(part, Block)
         assert bytes(part) == b"\7" * frames.LEASE_THRESHOLD
         assert (await replica.next()).kind == Kind.END

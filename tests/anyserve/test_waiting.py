@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from anyserve.transport.waiting import Waiter
+from anyserve.waiting import Waiter
 
 
 async def test_a_wake_lets_the_waiting_task_go_on_once(autojump_clock: trio.testing.MockClock):

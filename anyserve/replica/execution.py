@@ -1,0 +1,296 @@
+"""One request from its arrival to its end: its slot, its deadline, its retry and its outcome."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+from anyserve_actors import tracing
+
+from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
+from anyserve.offers import Offer
+from anyserve.replica.deadlines import Deadline
+from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
+from anyserve.replica.pool import Pool, Seat, Ticket
+from anyserve.replica.sequences import OpenSequence
+from anyserve.replica.statistics import Outcome
+
+if TYPE_CHECKING:
+    from anyserve.replica.dispatcher import Dispatcher
+
+
+class Consumer(Protocol):
+    """Whoever wants the replies to a request; it is called, in Trio's thread, and never waits."""
+
+    def on_reply(self, reply: Reply) -> None:
+        """The next reply, whose buffers are the consumer's to release.
+
+        The handler may send so many more as `consumed` is called.
+        """
+        ...
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """There are no more replies: the handler has returned, or the request failed."""
+        ...
+
+
+class _Nobody:
+    """The consumer of a request that is over."""
+
+    def on_reply(self, reply: Reply) -> None:
+        reply.release()
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
+class Execution:
+    """A request in the dispatcher, without a task of its own.
+
+    After `start` it ends exactly once: by `on_end` of its consumer, or by `cancel`. However it
+    ends, the slot is given back when the handler has really ended, the request is counted under
+    one `Outcome`, and a worker that still runs it is told to stop.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, call: Call, consumer: Consumer, name: str = "request"
+    ) -> None:
+        """name: of its span in a trace."""
+        self._dispatcher = dispatcher
+        self._name = name
+        self._span: tracing.OpenSpan | None = None
+        self._call = call
+        self._consumer = consumer
+        self._arrived = self._started = trio.current_time()
+        self._deadline: Deadline | None = None
+        self._pool: Pool | None = None
+        self._ticket: Ticket | None = None
+        self._others: Sequence[Pool] = ()
+        self._seat: Seat | None = None
+        self._exchange: Exchange | None = None
+        self._open: OpenSequence | None = None
+        self._submitted = self._answered = self._retried = self._over = False
+        self._batch = 1
+
+    @property
+    def offer(self) -> Offer:
+        """What the request was matched to."""
+        assert self._pool is not None
+        return self._pool.offer
+
+    def start(self) -> None:
+        """Start the handler, or wait for a slot.
+
+        Raises, and is over then: `NotFound`, `Unavailable`, `ResourceExhausted`,
+        `DeadlineExceeded`, and for a sequence `InvalidArgument`.
+        """
+        dispatcher, call = self._dispatcher, self._call
+        dispatcher.begin()
+        self._span = tracing.begin(self._name, call.request_id)
+        try:
+            pools = dispatcher.match(call.need)
+            self._pool = pools[0]
+            if self._arrived >= call.deadline:
+                raise DeadlineExceeded("the deadline passed before the request was started")
+            self._place(pools)
+        except AnyServeError as error:
+            self._finish(self._outcome(error))
+            raise
+        except BaseException:
+            self._finish(Outcome.FAILED)
+            raise
+        if call.deadline != math.inf and not self._over:
+            self._deadline = dispatcher.deadlines.add(call.deadline, self._expire)
+
+    def consumed(self) -> None:
+        """A reply is on its way to the client: one more may come."""
+        if self._exchange is not None:
+            self._exchange.consumed()
+
+    def cancel(self, error: AnyServeError | None = None) -> None:
+        """The consumer wants no more, and hears no more; nothing happens where it is over.
+
+        error: what the request failed with, where the consumer found something wrong.
+        """
+        if self._over:
+            return
+        self._stop()
+        if error is not None:
+            self._finish(self._outcome(error))
+        elif trio.current_time() >= self._call.deadline:
+            self._finish(Outcome.EXPIRED)
+        else:
+            self._finish(Outcome.CANCELLED)
+
+    # What the pool, the sequence and the executor say.
+
+    def on_granted(self, seat: Seat) -> None:
+        """A slot is free for it."""
+        self._ticket = None
+        self._started = trio.current_time()
+        try:
+            self._run(seat)
+        except AnyServeError as error:
+            self._end(error)
+
+    def on_refused(self, error: AnyServeError) -> None:
+        """There will be no slot where it waits."""
+        self._ticket = None
+        try:
+            self._place(self._others, error)
+        except AnyServeError as refused:
+            self._end(refused)
+
+    def on_turn(self) -> None:
+        """The requests of its sequence before it have ended."""
+        assert self._pool is not None
+        self._started = trio.current_time()
+        try:
+            self._take_pinned(self._pool)
+        except AnyServeError as error:
+            self._end(error)
+
+    def on_reply(self, reply: Reply) -> None:
+        """See `Listener`."""
+        self._answered = True
+        self._consumer.on_reply(reply)
+
+    def on_ended(self, batch: int, error: AnyServeError | None) -> None:
+        """See `Listener`."""
+        assert self._pool is not None
+        assert self._seat is not None
+        seat, self._seat, self._exchange = self._seat, None, None
+        self._pool.service_time.observe(trio.current_time() - self._started)
+        self._pool.release(seat)
+        if self._over:
+            return
+        if isinstance(error, WorkerLost) and self._may_retry():
+            self._retry()
+        else:
+            self._batch = batch
+            self._end(error)
+
+    # Its way.
+
+    def _place(self, pools: Sequence[Pool], refused: AnyServeError | None = None) -> None:
+        """A slot, or a place in the queue, in the least powerful pool that takes the call."""
+        if self._call.sequence is not None and refused is None:
+            self._take_turn(pools[0])
+            return
+        for index, pool in enumerate(pools):
+            try:
+                place = pool.acquire(self, self._call.deadline)
+            except (ResourceExhausted, Unavailable) as error:
+                refused = refused or error
+                continue
+            self._pool = pool
+            if isinstance(place, Seat):
+                self._run(place)
+            else:
+                self._ticket, self._others = place, pools[index + 1 :]
+            return
+        assert refused is not None
+        raise refused
+
+    def _take_turn(self, pool: Pool) -> None:
+        """A slot on the worker that holds the sequence, after the requests before this one."""
+        assert self._call.sequence is not None
+        pool.check_serving()
+        if self._open is None:
+            sequences = self._dispatcher.sequences(pool.offer.name)
+            self._open = sequences.enter(self._call.sequence, self._arrived)
+            if not self._open.take_turn(self):
+                return
+        self._take_pinned(pool)
+
+    def _take_pinned(self, pool: Pool) -> None:
+        assert self._open is not None
+        place = pool.acquire(self, self._call.deadline, self._open.seat)
+        if isinstance(place, Seat):
+            self._run(place)
+        else:
+            self._ticket = place
+
+    def _run(self, seat: Seat) -> None:
+        """Start the call in its slot; once more elsewhere where the worker goes in between."""
+        pool = self._pool
+        assert pool is not None
+        if self._open is not None:
+            self._open.seat = seat
+        try:
+            self._exchange = seat.executor.submit(self._call, pool.offer, self)
+        except WorkerLost as lost:
+            pool.retire(seat.executor, lost.message)
+            pool.release(seat)
+            self._place(self._dispatcher.match(self._call.need))
+            return
+        except BaseException:
+            pool.release(seat)
+            raise
+        self._seat = seat
+        self._submitted = True
+
+    def _may_retry(self) -> bool:
+        return self.offer.idempotent and not self._answered and not self._retried
+
+    def _retry(self) -> None:
+        self._retried = True
+        self._started = trio.current_time()
+        try:
+            self._place(self._dispatcher.match(self._call.need))
+        except AnyServeError as error:
+            self._end(error)
+
+    # Its end.
+
+    def _expire(self) -> None:
+        self._stop()
+        self._end(DeadlineExceeded("the deadline passed before the request was answered"))
+
+    def _end(self, error: AnyServeError | None) -> None:
+        if not self._over:
+            consumer = self._consumer
+            self._finish(Outcome.ANSWERED if error is None else self._outcome(error))
+            consumer.on_end(error)
+
+    def _stop(self) -> None:
+        """Wait and run no more."""
+        if self._ticket is not None:
+            assert self._pool is not None
+            self._pool.withdraw(self._ticket)
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Count it, and let go of all that it held but the slot."""
+        self._over = True
+        self._consumer = _NOBODY
+        now = trio.current_time()
+        dispatcher, pool = self._dispatcher, self._pool
+        if self._deadline is not None:
+            dispatcher.deadlines.drop(self._deadline)
+        if self._open is not None:
+            assert self._call.sequence is not None
+            dispatcher.sequences(self.offer.name).leave(self._call.sequence, self._open, self, now)
+        dispatcher.finish()
+        if self._span is not None:
+            self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
+        if pool is not None:
+            pool.statistics.record(
+                outcome,
+                seconds=now - self._arrived,
+                queued=self._started - self._arrived,
+                batch=self._batch,
+                wall_ms=time.time_ns() // 1_000_000,
+            )
+
+    def _outcome(self, error: AnyServeError) -> Outcome:
+        if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:
+            return Outcome.EXPIRED
+        return Outcome.FAILED if self._submitted else Outcome.REFUSED
