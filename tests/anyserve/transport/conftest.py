@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -436,7 +437,13 @@ def connect() -> Any:
     return connect_raw
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def serving() -> Any:
+    """Runs servers on the fast wire, for tests that start Trio: `async with serving() as live`."""
+    return partial(run_live, WIRES["trio"])
+
+
+@pytest.fixture(scope="session")
 def relay() -> Any:
     """Listens in on clients: `async with relay(live) as between`, which has a `target`."""
     return run_relay
