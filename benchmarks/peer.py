@@ -57,7 +57,8 @@ class Peer:
             except CannotMeasure as error:
                 log.seek(0)
                 raise CannotMeasure(f"{self.name} {error}: {_last_line(log.read())}") from error
-            yield Server(self.name, address, proc.family(process.pid), log)
+            processes = proc.family(process.pid)
+            yield Server(self.name, address, processes, log, streams=self.streams)
 
     @property
     def _script(self) -> Path:

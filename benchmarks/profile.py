@@ -17,9 +17,9 @@ from benchmarks.rounds import Case
 from benchmarks.servers import Server
 from benchmarks.tables import number, table
 
-CALLS = {"back to back": 320, "5 ms, in step": 128}
+CALLS = {"back to back": 800, "5 ms, in step": 192}
 """Streams, by their kind."""
-ECHOES, IN_FLIGHT = 20_000, 64
+ECHOES, IN_FLIGHT = 50_000, 64
 
 _LEAST = 0.5
 """Microseconds under which a component has no row, in whatever column."""

@@ -41,6 +41,10 @@ class Server:
     """The process ids of its family, by name."""
     output: IO[str]
     """What it prints."""
+    parses: bool = True
+    """Whether it reads requests; one that does not returns any, and streams 256 messages."""
+    streams: bool = True
+    """Whether it has streams."""
 
     def read_line(self, start: str) -> str:
         """The next line that it prints which starts like that."""
@@ -94,9 +98,17 @@ def replica(
 
 
 @contextmanager
-def grpc_aio(*options: str, name: str = "grpc.aio") -> Iterator[Server]:
+def grpc_aio() -> Iterator[Server]:
     """`benchmarks.grpc_aio_server`."""
-    with _running(name, "-m", "benchmarks.grpc_aio_server", *options) as server:
+    with _running("grpc.aio", "-m", "benchmarks.grpc_aio_server") as server:
+        yield server
+
+
+@contextmanager
+def grpc_aio_bytes() -> Iterator[Server]:
+    """`benchmarks.grpc_aio_server` without protobuf."""
+    arguments = ("-m", "benchmarks.grpc_aio_server", "--bytes")
+    with _running("grpc.aio, bytes", *arguments, parses=False) as server:
         yield server
 
 
@@ -110,7 +122,8 @@ def grpc_threads() -> Iterator[Server]:
 @contextmanager
 def transport() -> Iterator[Server]:
     """`benchmarks.transport_server`."""
-    with _running("AnyServe's transport", "-m", "benchmarks.transport_server") as server:
+    arguments = ("-m", "benchmarks.transport_server")
+    with _running("AnyServe's transport", *arguments, parses=False) as server:
         yield server
 
 
@@ -142,10 +155,12 @@ def child(
 
 
 @contextmanager
-def _running(name: str, *arguments: str, cores: str = str(SERVER_CORE)) -> Iterator[Server]:
+def _running(
+    name: str, *arguments: str, cores: str = str(SERVER_CORE), parses: bool = True
+) -> Iterator[Server]:
     with child(*arguments, cores=cores) as process:
         assert process.stdout is not None
         address = next((match[1] for line in process.stdout if (match := _READY.match(line))), None)
         if address is None:
             raise CannotMeasure(f"{name} did not start: see above")
-        yield Server(name, address, proc.family(process.pid), process.stdout)
+        yield Server(name, address, proc.family(process.pid), process.stdout, parses)

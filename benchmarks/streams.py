@@ -6,6 +6,8 @@ more: in step, as the texts of one engine's batch are, or each stream at its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks import h2load, servers
 from benchmarks.h2load import Load
 from benchmarks.messages import check_stream, stream_request
@@ -20,10 +22,28 @@ GAP = 0.005
 BACK_TO_BACK = Stream(MESSAGES)
 WORK = {
     "back to back": (BACK_TO_BACK, 160),
-    "5 ms, in step": (Stream(MESSAGES, GAP, in_step=True), 64),
-    "5 ms, each alone": (Stream(MESSAGES, GAP), 64),
+    "5 ms, in step": (Stream(MESSAGES, GAP, in_step=True), 32),
+    "5 ms, each alone": (Stream(MESSAGES, GAP), 32),
 }
 """Streams, and the calls of a round."""
+
+
+def run(rounds: int) -> None:
+    """Print the table."""
+    h2load.check_installed()
+    starting = (servers.replica(*servers.WORK), servers.transport(), servers.grpc_aio())
+    with servers.all_of(*starting) as running:
+        print_table(measure(cases(running), rounds), baseline=running[-1], unit="message")
+
+
+def cases(running: Sequence[Server]) -> list[Case]:
+    """Every kind of stream on each of the servers that has it."""
+    return [
+        case(what, server)
+        for what, (stream, _) in WORK.items()
+        for server in running
+        if server.streams and (server.parses or stream == BACK_TO_BACK)
+    ]
 
 
 def case(what: str, server: Server, calls: int | None = None) -> Case:
@@ -36,15 +56,3 @@ def case(what: str, server: Server, calls: int | None = None) -> Case:
     size = check_stream(server.address, request, MESSAGES)
     load = Load(request, IN_FLIGHT, calls or usual, STREAM_INFER, MESSAGES)
     return Case(what, server, load, size)
-
-
-def run(rounds: int) -> None:
-    """Print the table."""
-    h2load.check_installed()
-    starting = (servers.replica(*servers.WORK), servers.transport(), servers.grpc_aio())
-    with servers.all_of(*starting) as running:
-        ours, transport, theirs = running
-        cases = [case(what, server) for what in WORK for server in (ours, theirs)]
-        # It parses no request, so it knows nothing of pace.
-        cases.insert(1, case("back to back", transport))
-        print_table(measure(cases, rounds), baseline=theirs, unit="message")
