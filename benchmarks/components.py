@@ -13,12 +13,14 @@ COMPONENTS = {
     "KServe service": (
         "anyserve.replica.service",
         "anyserve.replica.inference",
+        "anyserve.replica.unary",
         "anyserve.replica.stream_infer",
     ),
     "worker link": (
         "anyserve.link",
         "anyserve.objects",
         "anyserve.replica.connection",
+        "anyserve.replica.exchange",
         "anyserve.replica.worker_link",
         "anyserve.worker.session",
     ),
@@ -27,7 +29,7 @@ COMPONENTS = {
     "responses encoded": ("anyserve.worker.responses", "anyserve.tensors", "anyserve.parameters"),
     "handler run": ("anyserve.worker", "anyserve.messages", "anyserve_actors"),
     "handler": ("benchmarks", "examples"),
-    "Trio": ("trio", "outcome"),
+    "Trio, and waking": ("trio", "outcome", "anyserve.waiting", "anyserve.burst"),
     "asyncio": ("asyncio", "trio_asyncio"),
 }
 """By the modules' names, or the packages' that they are in; the longest that fits counts."""
