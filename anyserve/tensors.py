@@ -14,17 +14,15 @@ from typing import Any, TypeAlias
 import attrs
 import numpy as np
 import numpy.typing as npt
-from anyserve_protos.infer_wire import Buffer
-from anyserve_protos.inference import (
-    InferTensorContents,
-    ModelInferRequest,
-    ModelInferRequestInferInputTensor,
-)
+from anyserve_protos.infer_request import InferRequest, InputTensor
+from anyserve_protos.wire import Buffer
 
 from anyserve.errors import InvalidArgument
 from anyserve.region_parameters import REGION
 
 Array: TypeAlias = npt.NDArray[Any]
+Contents: TypeAlias = Mapping[str, Sequence[Any]]
+"""Typed contents: elements by the field of InferTensorContents."""
 
 MAX_DIMENSIONS = 64
 """As many as numpy has."""
@@ -158,9 +156,7 @@ def decode_raw(what: str, datatype: str, shape: Sequence[int], raw: Buffer) -> A
     return Layout.of(what, datatype, shape).decode(raw)
 
 
-def decode_contents(
-    what: str, datatype: str, shape: Sequence[int], contents: InferTensorContents
-) -> Array:
+def decode_contents(what: str, datatype: str, shape: Sequence[int], contents: Contents) -> Array:
     """The array in typed contents; FP16 and BF16 are rounded from the FP32 that they come as.
 
     what: how errors call the tensor, such as `input 'x'`. Raises `InvalidArgument` unless the
@@ -172,7 +168,7 @@ def decode_contents(
     for other in _filled(contents):
         if other != field:
             raise InvalidArgument(f"{what}: contents are in {other}; {datatype} has {field}")
-    values = getattr(contents, field)
+    values = contents.get(field, ())
     if len(values) != count:
         raise InvalidArgument(
             f"{what}: {len(values)} elements in {field}, but shape {list(shape)} has {count}"
@@ -223,7 +219,7 @@ def encode_raw(array: Array) -> tuple[str, tuple[int, ...], Buffer]:
 
 
 def decode_inputs(
-    request: ModelInferRequest, raw: Sequence[Buffer], shared: Mapping[str, Buffer]
+    request: InferRequest, raw: Sequence[Buffer], shared: Mapping[str, Buffer]
 ) -> dict[str, Array]:
     """The inputs of a request by name.
 
@@ -263,23 +259,22 @@ def decode_inputs(
     return arrays
 
 
-def _refuse_typed(tensor: ModelInferRequestInferInputTensor, place: str) -> None:
-    if tensor.contents is not None and (filled := _filled(tensor.contents)):
+def _refuse_typed(tensor: InputTensor, place: str) -> None:
+    if filled := _filled(tensor.contents):
         raise InvalidArgument(
             f"input {tensor.name!r}: contents are both {place} and in {filled[0]}"
         )
 
 
-def _decode_typed(tensor: ModelInferRequestInferInputTensor) -> Array:
+def _decode_typed(tensor: InputTensor) -> Array:
     what = f"input {tensor.name!r}"
-    contents = tensor.contents or InferTensorContents()
-    if not _filled(contents) and _layout(what, tensor.datatype, tensor.shape)[1]:
+    if not _filled(tensor.contents) and _layout(what, tensor.datatype, tensor.shape)[1]:
         raise InvalidArgument(f"{what} has no contents: neither raw, typed nor in shared memory")
-    return decode_contents(what, tensor.datatype, tensor.shape, contents)
+    return decode_contents(what, tensor.datatype, tensor.shape, tensor.contents)
 
 
-def _filled(contents: InferTensorContents) -> list[str]:
-    return [field for field in _CONTENT_FIELDS if getattr(contents, field)]
+def _filled(contents: Contents) -> list[str]:
+    return [field for field in _CONTENT_FIELDS if contents.get(field)]
 
 
 def _layout(what: str, datatype: str, shape: Sequence[int]) -> tuple[np.dtype[Any], int]:

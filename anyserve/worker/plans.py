@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from anyserve_protos.infer_wire import decode_head
-from anyserve_protos.inference import ModelInferRequest, ModelInferRequestInferInputTensor
+from anyserve_protos.infer_request import InferRequest, InputTensor, decode_request
 
-from anyserve import parameters, tensors
+from anyserve import tensors
 from anyserve.capability import Attribute
 from anyserve.errors import InvalidArgument
 from anyserve.link.frames import Buffer
@@ -97,7 +96,7 @@ class Plans:
         return Opened(request, plan.encoder.within(regions), plan.batch)
 
     def _open_anew(
-        self, message: ModelInferRequest, raw: Sequence[Buffer], regions: ClientRegions
+        self, message: InferRequest, raw: Sequence[Buffer], regions: ClientRegions
     ) -> Opened:
         shared = {
             tensor.name: regions.read(place)
@@ -107,10 +106,10 @@ class Plans:
         arrays = tensors.decode_inputs(message, raw, shared)
         batch = check_inputs(self._offer, arrays)
         encoder = ResponseEncoder(self._offer, message).within(regions)
-        values = parameters.decode_all(message.parameters)
-        return Opened(Request(self._offer.name, arrays, message.id, values), encoder, batch)
+        request = Request(self._offer.name, arrays, message.id, message.parameters)
+        return Opened(request, encoder, batch)
 
-    def _keep(self, key: bytes, message: ModelInferRequest, opened: Opened, raw: int) -> None:
+    def _keep(self, key: bytes, message: InferRequest, opened: Opened, raw: int) -> None:
         if len(self._plans) >= _KEPT:
             del self._plans[next(iter(self._plans))]
         self._plans[key] = _Plan(
@@ -130,14 +129,14 @@ class Plans:
         )
 
 
-def _place(tensor: ModelInferRequestInferInputTensor) -> Place | None:
+def _place(tensor: InputTensor) -> Place | None:
     return place_of(f"input {tensor.name!r}", tensor.parameters)
 
 
-def decode(head: Buffer) -> ModelInferRequest:
+def decode(head: Buffer) -> InferRequest:
     """The message; raises `InvalidArgument` when it is none."""
     try:
-        return decode_head(head)
+        return decode_request(head)
     except ValueError as error:
         raise InvalidArgument(f"the request is no ModelInferRequest: {error}") from error
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from anyserve_protos.inference import ModelInferRequest
+from anyserve_protos.infer_request import InferRequest
 from anyserve_protos.response_head import OutputHead, encode_response_head
 
 from anyserve import tensors
@@ -24,7 +24,7 @@ _KEPT_HEADS = 16
 class ResponseEncoder:
     """Encodes the responses to requests with one head: the outputs they ask for, where they say."""
 
-    def __init__(self, offer: Offer, request: ModelInferRequest) -> None:
+    def __init__(self, offer: Offer, request: InferRequest) -> None:
         """Raises `InvalidArgument` for outputs asked for twice, unknown or placed nowhere."""
         self._offer = offer
         self._id = request.id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-from anyserve_protos.inference import InferParameter
+from anyserve_protos.infer_wire import Parameter
 
 from anyserve.capability import Attribute
 from anyserve.errors import InvalidArgument, NotFound
@@ -28,15 +28,15 @@ class Place:
     """Bytes."""
 
 
-def place_of(what: str, parameters: Mapping[str, InferParameter]) -> Place | None:
+def place_of(what: str, parameters: Mapping[str, Parameter]) -> Place | None:
     """The place that a tensor's parameters name; None where it lies in the message.
 
     Raises `InvalidArgument` for parameters that make no sense.
     """
     if REGION not in parameters:
         return None
-    region = parameters[REGION].string_param
-    if not region:
+    region = parameters[REGION]
+    if not isinstance(region, str) or not region:
         raise InvalidArgument(f"{what}: parameter {REGION!r} is not a name")
     size = _number(what, parameters, BYTE_SIZE)
     if size is None:
@@ -96,10 +96,10 @@ class RegionOutputs:
         return parameters
 
 
-def _number(what: str, parameters: Mapping[str, InferParameter], key: str) -> int | None:
-    if key not in parameters:
+def _number(what: str, parameters: Mapping[str, Parameter], key: str) -> int | None:
+    value = parameters.get(key)
+    if value is None:
         return None
-    value = parameters[key].int64_param
-    if value is None or value < 0:
+    if type(value) is not int or value < 0:  # a bool is an int, but no number of bytes
         raise InvalidArgument(f"{what}: parameter {key!r} is not a number of bytes")
     return value

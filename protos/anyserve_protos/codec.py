@@ -8,7 +8,6 @@ Unknown fields are dropped.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
@@ -16,17 +15,9 @@ from typing import Any, TypeAlias, TypeVar
 import attrs
 import betterproto2
 
-from .wire import (
-    FIXED32,
-    FIXED64,
-    LENGTH,
-    VARINT,
-    Buffer,
-    WireError,
-    fields,
-    read_varint,
-    text,
-)
+from . import scalars
+from .scalars import Scalar
+from .wire import LENGTH, Buffer, WireError, fields
 
 Message = TypeVar("Message", bound=betterproto2.Message)
 
@@ -36,8 +27,18 @@ MAX_FIELDS = 1 << 18
 """Fields of a message and of those inside it, together; packed numbers are one. Each costs up to a
 few microseconds, in which an event loop does nothing else."""
 
-_SHORT = 128
-"""Packed varints in up to so many bytes are read one by one, which is then the faster way."""
+_SCALARS = {
+    betterproto2.TYPE_STRING: scalars.STRING,
+    betterproto2.TYPE_BYTES: scalars.BYTES,
+    betterproto2.TYPE_FLOAT: scalars.FLOAT,
+    betterproto2.TYPE_DOUBLE: scalars.DOUBLE,
+    betterproto2.TYPE_BOOL: scalars.BOOL,
+    betterproto2.TYPE_INT32: scalars.INT32,
+    betterproto2.TYPE_INT64: scalars.INT64,
+    betterproto2.TYPE_UINT32: scalars.UINT32,
+    betterproto2.TYPE_UINT64: scalars.UINT64,
+}
+"""Those that the messages of this package have."""
 
 
 @attrs.define
@@ -97,7 +98,10 @@ def _stores(message_type: Any) -> dict[int, Store]:
             else:
                 stores[tag | LENGTH] = _merge_message(name, part_type)
         else:
-            scalar = _scalar(meta.proto_type, described.cls_by_field[name])
+            if meta.proto_type == betterproto2.TYPE_ENUM:
+                scalar = scalars.enum(described.cls_by_field[name])
+            else:
+                scalar = _SCALARS[meta.proto_type]
             if meta.repeated:
                 stores[tag | scalar.wire_type] = _append_scalar(name, scalar)
                 if scalar.unpack is not None:
@@ -154,18 +158,7 @@ def _store_entry(
     return store
 
 
-@attrs.frozen
-class _Scalar:
-    """How one of protobuf's scalar types is read."""
-
-    wire_type: int
-    read: Callable[[bytes, int, int], Any]
-    """From the data and the positions that `wire.fields` gives."""
-    unpack: Callable[[bytes, int, int], list[Any]] | None = None
-    """All values of a packed field; None where there is no such form."""
-
-
-def _set_scalar(name: str, scalar: _Scalar) -> Store:
+def _set_scalar(name: str, scalar: Scalar) -> Store:
     read = scalar.read
 
     def store(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
@@ -174,7 +167,7 @@ def _set_scalar(name: str, scalar: _Scalar) -> Store:
     return store
 
 
-def _append_scalar(name: str, scalar: _Scalar) -> Store:
+def _append_scalar(name: str, scalar: Scalar) -> Store:
     read = scalar.read
 
     def append(message: Any, data: bytes, first: int, last: int, walk: _Walk) -> None:
@@ -188,60 +181,3 @@ def _extend(name: str, unpack: Callable[[bytes, int, int], list[Any]]) -> Store:
         getattr(message, name).extend(unpack(data, first, last))
 
     return extend
-
-
-def _scalar(proto_type: str, python_type: Callable[[int], Any]) -> _Scalar:
-    if proto_type == betterproto2.TYPE_STRING:
-        return _Scalar(LENGTH, text)
-    if proto_type == betterproto2.TYPE_BYTES:
-        return _Scalar(LENGTH, lambda data, first, last: data[first:last])
-    if proto_type == betterproto2.TYPE_FLOAT:
-        return _fixed(FIXED32, "f")
-    if proto_type == betterproto2.TYPE_DOUBLE:
-        return _fixed(FIXED64, "d")
-    if proto_type == betterproto2.TYPE_ENUM:
-        return _varint("int32", lambda value: python_type(_signed(value, 32)))
-    if proto_type == betterproto2.TYPE_BOOL:
-        return _varint("bool", bool)
-    if proto_type == betterproto2.TYPE_INT32:
-        return _varint("int32", lambda value: _signed(value, 32))
-    if proto_type == betterproto2.TYPE_INT64:
-        return _varint("int64", lambda value: _signed(value, 64))
-    if proto_type == betterproto2.TYPE_UINT32:
-        return _varint("uint32", lambda value: value & 0xFFFF_FFFF)
-    if proto_type == betterproto2.TYPE_UINT64:
-        return _varint("uint64", lambda value: value)
-    raise TypeError(f"no message of this package has fields of type {proto_type}")
-
-
-def _signed(value: int, bits: int) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def _fixed(wire_type: int, code: str) -> _Scalar:
-    one = struct.Struct(f"<{code}")
-
-    def unpack(data: bytes, first: int, last: int) -> list[Any]:
-        count, rest = divmod(last - first, one.size)
-        if rest:
-            raise WireError("packed numbers are cut short")
-        return list(struct.unpack_from(f"<{count}{code}", data, first))
-
-    return _Scalar(wire_type, lambda data, first, last: one.unpack_from(data, first)[0], unpack)
-
-
-def _varint(dtype: str, convert: Callable[[int], Any]) -> _Scalar:
-    def unpack(data: bytes, first: int, last: int) -> list[Any]:
-        if last - first > _SHORT:
-            # Brings numpy along, which not all who decode messages need.
-            from .packed import unpack_varints
-
-            return unpack_varints(data, first, last, dtype)
-        values: list[Any] = []
-        while first < last:
-            value, first = read_varint(data, first, last)
-            values.append(convert(value))
-        return values
-
-    return _Scalar(VARINT, lambda data, first, last: convert(first), unpack)

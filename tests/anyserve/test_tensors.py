@@ -9,14 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from anyserve_protos.codec import decode
-from anyserve_protos.infer_wire import decode_head, join_response, scan_request
-from anyserve_protos.inference import (
-    InferParameter,
-    InferTensorContents,
-    ModelInferRequest,
-    ModelInferRequestInferInputTensor,
-)
+from anyserve_protos.infer_request import InferRequest, InputTensor, decode_request
+from anyserve_protos.infer_wire import join_response, scan_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -156,8 +150,7 @@ def test_a_scalar_is_one_element() -> None:
     assert tensors.element_count([]) == 1
     scalar = tensors.decode_raw("x", "INT32", [], b"\x07\x00\x00\x00")
     assert (scalar.shape, scalar.item()) == ((), 7)
-    contents = InferTensorContents(int_contents=[7])
-    assert tensors.decode_contents("x", "INT32", [], contents).item() == 7
+    assert tensors.decode_contents("x", "INT32", [], {"int_contents": [7]}).item() == 7
 
 
 def test_a_view_may_start_anywhere() -> None:
@@ -181,7 +174,7 @@ def test_a_shape_that_no_array_has_is_refused(datatype: str, shape: list[int], w
     with pytest.raises(InvalidArgument, match=f"^input 'x': shape.*{wrong}"):
         tensors.decode_raw("input 'x'", datatype, shape, b"")
     with pytest.raises(InvalidArgument, match=f"^input 'x': shape.*{wrong}"):
-        tensors.decode_contents("input 'x'", datatype, shape, InferTensorContents())
+        tensors.decode_contents("input 'x'", datatype, shape, {})
 
 
 @given(st.lists(st.integers(-2, 1 << 62), max_size=70))
@@ -271,15 +264,13 @@ FIELDS: dict[str, tuple[str, list[Any]]] = {
 }
 
 
-def filled(values: dict[str, Any]) -> InferTensorContents:
-    return InferTensorContents(**values)
-
-
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_typed_contents_of_each_datatype_become_its_array(datatype: str) -> None:
     field, values = FIELDS[datatype]
-    sent = service_pb2.InferTensorContents(**{field: values}).SerializeToString()
-    array = tensors.decode_contents("x", datatype, [2, 1], decode(InferTensorContents, sent))
+    sent = service_pb2.ModelInferRequest()
+    sent.inputs.add().contents.MergeFrom(service_pb2.InferTensorContents(**{field: values}))
+    (tensor,) = decode_request(sent.SerializeToString()).inputs
+    array = tensors.decode_contents("x", datatype, [2, 1], tensor.contents)
     assert (array.dtype, array.shape) == (tensors.numpy_dtype(datatype), (2, 1))
     assert array.reshape(-1).tolist() == values
     assert not array.flags.writeable
@@ -289,13 +280,10 @@ def test_typed_contents_of_each_datatype_become_its_array(datatype: str) -> None
 def test_typed_contents_must_fill_their_own_field_alone_and_exactly(datatype: str) -> None:
     field, values = FIELDS[datatype]
     wrong = "int64_contents" if field != "int64_contents" else "int_contents"
-    one = filled({field: values[:1]})
+    one = {field: values[:1]}
     with pytest.raises(InvalidArgument, match=f"input 'x': 1 elements in {field}, .* has 2"):
         tensors.decode_contents("input 'x'", datatype, [2], one)
-    for contents in (
-        filled({wrong: [1, 2]}),
-        filled({field: values, wrong: [1, 2]}),
-    ):
+    for contents in ({wrong: [1, 2]}, {field: values, wrong: [1, 2]}):
         with pytest.raises(InvalidArgument, match=f"contents are in {wrong}; {datatype} has"):
             tensors.decode_contents("input 'x'", datatype, [2], contents)
 
@@ -313,20 +301,20 @@ def test_typed_contents_must_fill_their_own_field_alone_and_exactly(datatype: st
 )
 def test_a_typed_element_out_of_range_is_refused(datatype: str, field: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match="input 'x': an element is out of range"):
-        tensors.decode_contents("input 'x'", datatype, [1], filled({field: [value]}))
+        tensors.decode_contents("input 'x'", datatype, [1], {field: [value]})
 
 
-def tensor(name: str, **changes: Any) -> ModelInferRequestInferInputTensor:
+def tensor(name: str, **changes: Any) -> InputTensor:
     values = {"datatype": "INT8", "shape": [2], **changes}
-    return ModelInferRequestInferInputTensor(name=name, **values)
+    return InputTensor(name=name, **values)
 
 
-TYPED = InferTensorContents(int_contents=[1, 2])
-IN_REGION = {"shared_memory_region": InferParameter(string_param="mine")}
+TYPED = {"int_contents": [1, 2]}
+IN_REGION = {"shared_memory_region": "mine"}
 
 
 def test_inputs_are_decoded_raw_typed_and_from_shared_memory() -> None:
-    raw = ModelInferRequest(
+    raw = InferRequest(
         inputs=[tensor("a"), tensor("b", parameters=IN_REGION), tensor("c", shape=[0])]
     )
     arrays = tensors.decode_inputs(raw, [b"\x01\x02", b""], {"b": b"\x03\x04"})
@@ -335,7 +323,7 @@ def test_inputs_are_decoded_raw_typed_and_from_shared_memory() -> None:
         "b": [3, 4],
         "c": [],
     }
-    typed = ModelInferRequest(
+    typed = InferRequest(
         inputs=[
             tensor("a", contents=TYPED),
             tensor("b", parameters=IN_REGION),
@@ -347,7 +335,7 @@ def test_inputs_are_decoded_raw_typed_and_from_shared_memory() -> None:
 
 
 def test_a_request_without_inputs_has_none() -> None:
-    assert tensors.decode_inputs(ModelInferRequest(), [], {}) == {}
+    assert tensors.decode_inputs(InferRequest(), [], {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -361,7 +349,7 @@ def test_a_request_without_inputs_has_none() -> None:
             "input 'a': .* both raw and in int_contents",
         ),
         ([tensor("a")], [], "input 'a' has no contents"),
-        ([tensor("a", contents=InferTensorContents())], [], "input 'a' has no contents"),
+        ([tensor("a", contents={})], [], "input 'a' has no contents"),
         ([tensor("a"), tensor("b", contents=TYPED)], [b"\x01\x02"], "1 entries for 2 inputs"),
         ([tensor("a")], [b"\x01\x02", b"\x03"], "2 entries for 1 inputs"),
         ([], [b""], "1 entries for 0 inputs"),
@@ -381,7 +369,7 @@ def test_a_request_with_wrong_inputs_is_refused_naming_what_is_wrong(
     inputs: Any, raw: Any, wrong: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=wrong):
-        tensors.decode_inputs(ModelInferRequest(inputs=inputs), raw, {"a": b"\x01\x02"})
+        tensors.decode_inputs(InferRequest(inputs=inputs), raw, {"a": b"\x01\x02"})
 
 
 def test_a_request_of_tritonclient_is_decoded_as_it_was_built() -> None:
@@ -401,7 +389,7 @@ def test_a_request_of_tritonclient_is_decoded_as_it_was_built() -> None:
     request.inputs.extend(entry._get_tensor() for entry in inputs)
     request.raw_input_contents.extend(entry._get_content() for entry in inputs)
     scanned = scan_request(request.SerializeToString())
-    arrays = tensors.decode_inputs(decode_head(scanned.head), scanned.raw, {})
+    arrays = tensors.decode_inputs(decode_request(scanned.head), scanned.raw, {})
     assert arrays.keys() == values.keys()
     for name, array in values.items():
         assert same(arrays[name], array)
