@@ -138,10 +138,11 @@ def decode_end(frame: Frame) -> int:
     return batch
 
 
-def encode_answer(call: int, batch: int, message: bytes) -> bytes:
-    """A response that is the last one, with the end of its call."""
-    body = _U32.size + len(message)
-    return b"".join((_HEADER.pack(_checked(body), Kind.ANSWER, call), _U32.pack(batch), message))
+def encode_answer(call: int, batch: int, response: Sequence[Buffer]) -> bytes:
+    """The only response of a call, in pieces, with its end."""
+    body = _U32.size + sum(map(len, response))
+    header = _HEADER.pack(_checked(body), Kind.ANSWER, call)
+    return b"".join((header, _U32.pack(batch), *response))
 
 
 def decode_answer(frame: Frame) -> tuple[int, memoryview]:
@@ -150,9 +151,10 @@ def decode_answer(frame: Frame) -> tuple[int, memoryview]:
     return batch, frame.body[_U32.size :]
 
 
-def encode_response(call: int, message: bytes) -> bytes:
-    """A whole ModelInferResponse; more may come."""
-    return _HEADER.pack(_checked(len(message)), Kind.RESPONSE, call) + message
+def encode_response(call: int, response: Sequence[Buffer]) -> bytes:
+    """A whole ModelInferResponse, given in pieces; more may come."""
+    header = _HEADER.pack(_checked(sum(map(len, response))), Kind.RESPONSE, call)
+    return b"".join((header, *response))
 
 
 def encode_error(call: int, error: AnyServeError) -> bytes:
@@ -213,7 +215,7 @@ def decode_request(frame: Frame) -> RequestBody:
 
 
 def encode_parts(call: int, parts: Sequence[Part]) -> list[Buffer]:
-    """A PARTS frame: the ModelInferResponse without its raw contents, then those; flat bytes."""
+    """A PARTS frame: a ModelInferResponse in pieces."""
     return _with_parts(Kind.PARTS, call, b"", parts)
 
 

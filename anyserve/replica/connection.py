@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 import trio
-from anyserve_protos.infer_wire import response_pieces
 
 from anyserve.errors import AnyServeError, ResourceExhausted
 from anyserve.link import frames
@@ -162,10 +161,8 @@ class Connection:
 
     def _reply(self, parts: Sequence[Part]) -> Reply:
         blocks = [part for part in parts if isinstance(part, Block)]
-        head, *raw = (
-            self._reader.view(part) if isinstance(part, Block) else part for part in parts
-        )
-        return Reply(response_pieces(head, raw), partial(self._release, blocks))
+        pieces = [self._reader.view(part) if isinstance(part, Block) else part for part in parts]
+        return Reply(pieces, partial(self._release, blocks))
 
     def _release(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

@@ -20,13 +20,13 @@ from anyserve.capability import Attribute, check_name, need_of
 from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
+from anyserve.region_parameters import BYTE_SIZE, REGION
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.execution import Consumer, Execution
 from anyserve.replica.sequences import sequence_of
-from anyserve.tensors import REGION
-from anyserve.worker.shared import BYTE_SIZE
 
+_REGION = REGION.encode()
 _MAX_TIMEOUT_US = 2**53
 _NAMED = 100
 """Characters of a request's id that name it in logs and traces."""
@@ -97,7 +97,7 @@ class Inference:
 
     def _find_regions(self, head: bytes) -> Mapping[str, Any]:
         """The registered regions that the tensors of a request name, ready to be sent on."""
-        if REGION.encode() not in head:
+        if _REGION not in head:
             return {}
         try:
             tensors = scan_tensor_parameters(head)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import trio
-from anyserve_protos.infer_wire import join_response
 
 from anyserve.app import App
 from anyserve.errors import Cancelled
@@ -15,23 +13,37 @@ from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
+from anyserve.waiting import Waiter
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
 
 class _LocalExchange(Exchange):
-    """A call that runs as a task of this process."""
+    """A call that runs as a task of this process, and the `Sink` of its responses."""
 
-    def __init__(self, listener: Listener, scope: trio.CancelScope, credit: trio.Semaphore) -> None:
+    def __init__(self, listener: Listener, scope: trio.CancelScope) -> None:
         super().__init__(listener)
+        self.credit = INITIAL_CREDIT
         self._scope = scope
-        self._credit = credit
+        self._more = Waiter()
 
     def on_cancelled(self) -> None:
         self._scope.cancel()
 
     def consumed(self) -> None:
-        self._credit.release()
+        self.credit += 1
+        self._more.wake()
+
+    async def until_credit(self) -> None:
+        """See `Sink`."""
+        while not self.credit:
+            await self._more.wait()
+
+    def send(self, response: Sequence[Buffer]) -> None:
+        """See `Sink`."""
+        self.credit -= 1
+        # Copied as on the link: the handler may go on to use its arrays.
+        self.deliver(Reply((b"".join(response),)))
 
 
 class LocalExecutor:
@@ -51,15 +63,14 @@ class LocalExecutor:
         """See `Executor`: starts the handler."""
         if self._lost is not None:
             raise WorkerLost(self._lost)
-        credit = trio.Semaphore(INITIAL_CREDIT)
         context = Context(
             request_id=call.request_id,
             deadline=call.deadline,
             metadata=call.metadata,
             sequence=call.sequence,
         )
-        exchange = _LocalExchange(listener, context.cancel_scope, credit)
-        self._nursery.start_soon(self._run, call, offer, context, exchange, credit)
+        exchange = _LocalExchange(listener, context.cancel_scope)
+        self._nursery.start_soon(self._run, call, offer, context, exchange)
         return exchange
 
     def lost(self, reason: str) -> None:
@@ -68,32 +79,14 @@ class LocalExecutor:
         self._files.close()
 
     async def _run(
-        self,
-        call: Call,
-        offer: Offer,
-        context: Context,
-        exchange: Exchange,
-        credit: trio.Semaphore,
+        self, call: Call, offer: Offer, context: Context, exchange: _LocalExchange
     ) -> None:
         raw = [bytes(part) for part in call.raw]  # aligned, as on the link
         incoming = Incoming(call.head, raw, context, ClientRegions({}, self._files))
         ending = Ending(error=Cancelled("the app is stopping"))
         try:
-            runner = self._runners[offer.name]
-            ending = await runner.run(incoming, partial(_emit, exchange, credit))
+            ending = await self._runners[offer.name].run(incoming, exchange)
             if ending.last is not None:
-                exchange.deliver(_reply(*ending.last))
+                exchange.send(ending.last)
         finally:
             exchange.end(ending.batch, ending.error)
-
-
-async def _emit(
-    exchange: Exchange, credit: trio.Semaphore, head: bytes, raw: Sequence[Buffer]
-) -> None:
-    await credit.acquire()
-    exchange.deliver(_reply(head, raw))
-
-
-def _reply(head: bytes, raw: Sequence[Buffer]) -> Reply:
-    # Copied as on the link: the handler may go on to use its arrays.
-    return Reply((join_response(head, raw),))

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from anyserve_protos.infer_request import InferRequest
+from anyserve_protos.infer_wire import response_pieces
 from anyserve_protos.response_head import OutputHead, encode_response_head
 
 from anyserve import tensors
@@ -14,11 +16,16 @@ from anyserve.errors import AnyServeError, Internal, InvalidArgument
 from anyserve.link.frames import Buffer
 from anyserve.messages import Response
 from anyserve.offers import Offer
-from anyserve.region_parameters import BYTE_SIZE
 from anyserve.worker.shared import ClientRegions, RegionOutputs, place_of
+from anyserve.worker.templates import Template
 
-_KEPT_HEADS = 16
-"""Heads of responses that are kept for each head of requests."""
+_KEPT_TEMPLATES = 16
+"""Templates that are kept for each head of requests."""
+
+
+def _form(value: Any) -> tuple[Any, Any]:
+    """What of an output's value decides all of the message but its contents."""
+    return (value.dtype, value.shape) if type(value) is np.ndarray else (type(value), None)
 
 
 class ResponseEncoder:
@@ -46,8 +53,8 @@ class ResponseEncoder:
         }
         self._places = {name: place for name, place in places.items() if place is not None}
         self._region_outputs: RegionOutputs | None = None
-        self._heads: dict[tuple[tuple[Any, ...], ...], bytes] = {}
-        """Heads that were written before, for the responses that are alike."""
+        self._templates: dict[tuple[tuple[Any, ...], ...], Template] = {}
+        """What was written before, for the responses that are alike."""
 
     def within(self, regions: ClientRegions) -> ResponseEncoder:
         """The encoder for one of the requests, which may use these regions.
@@ -60,8 +67,8 @@ class ResponseEncoder:
         encoder._region_outputs = regions.outputs(self._places)
         return encoder
 
-    def encode(self, response: Any) -> tuple[bytes, Sequence[Buffer]]:
-        """The message without raw contents, and those; an output in shared memory has an empty one.
+    def encode(self, response: Any) -> Sequence[Buffer]:
+        """The message in pieces, large tensors as they lie; an output in shared memory is empty.
 
         Raises `Internal` when the handler gave what it did not declare or no `Response` at all,
         `InvalidArgument` when an output that the request asked for is not there.
@@ -71,6 +78,22 @@ class ResponseEncoder:
                 f"the handler of {self._offer.name!r} gave a {type(response).__name__},"
                 " not a Response"
             )
+        if response.parameters or self._places:
+            head, raw = self._encode(response)
+            return response_pieces(head, raw)
+        key = tuple([(name, *_form(value)) for name, value in response.outputs.items()])
+        template = self._templates.get(key)
+        if template is not None:
+            return template.fill(response.outputs)
+        head, raw = self._encode(response)
+        if len(self._templates) < _KEPT_TEMPLATES:
+            template = Template.of(head, self._requested or response.outputs, response.outputs)
+            if template is not None:
+                self._templates[key] = template
+        return response_pieces(head, raw)
+
+    def _encode(self, response: Response) -> tuple[bytes, Sequence[Buffer]]:
+        """The message without raw contents, and those."""
         outputs: list[OutputHead] = []
         raw: list[Buffer] = []
         in_regions = self._region_outputs
@@ -81,22 +104,8 @@ class ResponseEncoder:
             placed = in_regions.write(name, buffer) if in_regions is not None else {}
             outputs.append(OutputHead(name, datatype, shape, placed))
             raw.append(b"" if placed else buffer)
-        return self._head(response, outputs), raw
-
-    def _head(self, response: Response, outputs: Sequence[OutputHead]) -> bytes:
-        # An output's place is the same each time; how much of it is filled may not be.
-        key = tuple(
-            (output.name, output.datatype, output.shape, output.parameters.get(BYTE_SIZE))
-            for output in outputs
-        )
-        head = None if response.parameters else self._heads.get(key)
-        if head is None:
-            head = encode_response_head(
-                self._offer.name, self._offer.version, self._id, response.parameters, outputs
-            )
-            if not response.parameters and len(self._heads) < _KEPT_HEADS:
-                self._heads[key] = head
-        return head
+        name, version = self._offer.name, self._offer.version
+        return encode_response_head(name, version, self._id, response.parameters, outputs), raw
 
     def _encode_output(self, name: str, value: Any) -> tuple[str, Sequence[int], Buffer]:
         spec = self._declared.get(name)

@@ -7,8 +7,10 @@ here. It is the same for a worker process and for an app that runs in the replic
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+import math
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import attrs
 import trio
@@ -28,8 +30,22 @@ from anyserve.worker.shared import ClientRegions
 
 log = logging.getLogger("anyserve.worker")
 
-Emit = Callable[[bytes, Sequence[Buffer]], Awaitable[None]]
-"""Takes a ModelInferResponse without its raw contents, and those; waits for credit."""
+
+class Sink(Protocol):
+    """Takes the responses of one request, each a ModelInferResponse in pieces."""
+
+    @property
+    def credit(self) -> int:
+        """How many may be sent now."""
+        ...
+
+    async def until_credit(self) -> None:
+        """Wait until there is some, which is when the client has read; the caller bounds it."""
+        ...
+
+    def send(self, response: Sequence[Buffer]) -> None:
+        """Send one, and use up its credit. Pieces are copied, or lent where they are large."""
+        ...
 
 
 @attrs.define
@@ -49,8 +65,8 @@ class Ending:
 
     batch: int = 1
     """How many inferences it counts for."""
-    last: tuple[bytes, Sequence[Buffer]] | None = None
-    """What a handler that answers once gave: as `Emit` takes it."""
+    last: Sequence[Buffer] | None = None
+    """The response of a handler that answers once, in pieces."""
     error: AnyServeError | None = None
 
 
@@ -66,8 +82,8 @@ class HandlerRunner:
         """The capability."""
         return self._handler.offer.name
 
-    async def run(self, incoming: Incoming, emit: Emit) -> Ending:
-        """Run the handler in the context's cancel scope, handing those of a stream to `emit`.
+    async def run(self, incoming: Incoming, sink: Sink) -> Ending:
+        """Run the handler in the context's cancel scope, handing those of a stream to `sink`.
 
         Waits for the handler, bounded by the scope and the deadline; cancelled, a blocking
         handler's thread is waited for, since it can't be ended. Whatever goes wrong is in the
@@ -75,10 +91,11 @@ class HandlerRunner:
         for all others, `DeadlineExceeded` and `Cancelled` for the scope's end.
         """
         context = incoming.context
-        context.cancel_scope.deadline = context.deadline
+        if context.deadline != math.inf:
+            context.cancel_scope.deadline = context.deadline
         try:
             with context.cancel_scope:
-                return await self._run(incoming, emit)
+                return await self._run(incoming, sink)
         except AnyServeError as error:
             return Ending(error=error)
         except Exception as error:
@@ -88,7 +105,7 @@ class HandlerRunner:
             return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
         return Ending(error=Cancelled("the request was cancelled"))
 
-    async def _run(self, incoming: Incoming, emit: Emit) -> Ending:
+    async def _run(self, incoming: Incoming, sink: Sink) -> Ending:
         """Check the request, run the handler, encode what it gives."""
         opened = self._plans.open(incoming.head, incoming.raw, incoming.regions)
         request, encoder = opened.request, opened.encoder
@@ -100,7 +117,9 @@ class HandlerRunner:
                     return Ending(opened.batch, encoder.encode(response))
                 async with aclosing(_responses(handler, request, context)) as responses:
                     async for response in responses:
-                        await emit(*encoder.encode(response))
+                        if not sink.credit:
+                            await sink.until_credit()
+                        sink.send(encoder.encode(response))
         except (Exception, SystemExit, BaseExceptionGroup) as error:
             if _is_cancellation(error):
                 raise

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-import attrs
 import trio
 from anyserve_actors import tracing
-from anyserve_protos.infer_wire import join_response
 
 from anyserve.app import Handler
 from anyserve.errors import AnyServeError, Cancelled
@@ -25,21 +22,38 @@ from anyserve.objects.leases import Block, LeaseSet
 from anyserve.objects.mapping import Reader
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
+from anyserve.waiting import Waiter
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming
 from anyserve.worker.shared import ClientRegions
 
 log = logging.getLogger("anyserve.worker")
 
 
-@attrs.define(eq=False)
 class _Running:
-    """A call in progress."""
+    """A call in progress, and the `Sink` of its responses."""
 
-    runner: HandlerRunner
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    credit: int = frames.INITIAL_CREDIT
-    more_credit: trio.Event | None = None
-    """Set when there is some, where the handler waits for it."""
+    def __init__(self, session: Session, call: int, runner: HandlerRunner) -> None:
+        self.runner = runner
+        self.scope = trio.CancelScope()
+        self.credit = frames.INITIAL_CREDIT
+        self._session = session
+        self._call = call
+        self._more = Waiter()
+
+    async def until_credit(self) -> None:
+        """See `Sink`."""
+        while not self.credit:
+            await self._more.wait()
+
+    def add_credit(self, responses: int) -> None:
+        """The replica has taken that many responses."""
+        self.credit += responses
+        self._more.wake()
+
+    def send(self, response: Sequence[Buffer]) -> None:
+        """See `Sink`."""
+        self.credit -= 1
+        self._session.respond(self._call, response)
 
 
 class Session:
@@ -84,7 +98,7 @@ class Session:
 
     def _start(self, frame: Frame, nursery: trio.Nursery) -> None:
         body = frames.decode_request(frame)
-        running = _Running(self._runners[body.offer])
+        running = _Running(self, frame.call, self._runners[body.offer])
         self._running[frame.call] = running
         nursery.start_soon(
             self._call, frame.call, body, running, name=f"call {running.runner.name}"
@@ -94,9 +108,7 @@ class Session:
         if frame.kind == Kind.CREDIT:
             running = self._running.get(frame.call)
             if running is not None:
-                running.credit += frames.decode_credit(frame)
-                if running.more_credit is not None:
-                    running.more_credit.set()
+                running.add_credit(frames.decode_credit(frame))
         elif frame.kind == Kind.CANCEL:
             running = self._running.get(frame.call)
             if running is not None:
@@ -120,7 +132,7 @@ class Session:
         ending = Ending(error=Cancelled("the worker is stopping"))
         try:
             incoming = self._incoming(body, running.scope)
-            ending = await running.runner.run(incoming, partial(self._emit, call, running))
+            ending = await running.runner.run(incoming, running)
         except AnyServeError as error:
             ending = Ending(error=error)
         finally:
@@ -147,40 +159,37 @@ class Session:
         }
         return Incoming(head, raw, context, ClientRegions(regions, self._files))
 
-    async def _emit(self, call: int, running: _Running, head: bytes, raw: Sequence[Buffer]) -> None:
-        """Send one response; waits while the replica has not taken those before it."""
-        while running.credit == 0:
-            running.more_credit = trio.Event()
-            await running.more_credit.wait()
-        running.credit -= 1
-        self._channel.send(self._encode_response(call, head, raw))
+    def respond(self, call: int, response: Sequence[Buffer]) -> None:
+        """Send one response of a call, after which more may come."""
+        if _is_large(response):
+            self._channel.send(frames.encode_parts(call, self._place(response)))
+        else:
+            self._channel.send(frames.encode_response(call, response))
 
     def _encode_ending(self, call: int, ending: Ending) -> Sequence[Buffer]:
         if ending.error is not None:
             return (frames.encode_error(call, ending.error),)
         if ending.last is None:
             return (frames.encode_end(call, ending.batch),)
-        return self._encode_response(call, *ending.last, batch=ending.batch)
+        if _is_large(ending.last):
+            lent = frames.encode_parts(call, self._place(ending.last))
+            return (*lent, frames.encode_end(call, ending.batch))
+        return (frames.encode_answer(call, ending.batch, ending.last),)
 
-    def _encode_response(
-        self, call: int, head: bytes, raw: Sequence[Buffer], batch: int | None = None
-    ) -> Sequence[Buffer]:
-        """Frames of one response; with `batch`, of the end of the call too."""
-        if any(len(buffer) >= frames.LEASE_THRESHOLD for buffer in raw):
-            lent = frames.encode_parts(call, [head, *map(self._place, raw)])
-            return lent if batch is None else (*lent, frames.encode_end(call, batch))
-        # Copied: the handler may use its arrays again.
-        message = join_response(head, raw)
-        if batch is None:
-            return (frames.encode_response(call, message),)
-        return (frames.encode_answer(call, batch, message),)
+    def _place(self, response: Sequence[Buffer]) -> list[Part]:
+        """Lend large tensors, and copy the rest: the handler may use its arrays again."""
+        return [
+            self._lend(piece) if len(piece) >= frames.LEASE_THRESHOLD else bytes(piece)
+            for piece in response
+        ]
 
-    def _place(self, buffer: Buffer) -> Part:
-        """Large tensors into shared memory, small ones copied: the handler may reuse its array."""
-        view = memoryview(buffer)
-        if view.nbytes >= frames.LEASE_THRESHOLD:
-            try:
-                return self._replies.add(self._arena.put([view]))
-            except ArenaFull:
-                log.warning("shared memory is full: a tensor of %d bytes goes inline", view.nbytes)
-        return bytes(view)
+    def _lend(self, tensor: Buffer) -> Part:
+        try:
+            return self._replies.add(self._arena.put([tensor]))
+        except ArenaFull:
+            log.warning("shared memory is full: a tensor of %d bytes goes inline", len(tensor))
+            return bytes(tensor)
+
+
+def _is_large(response: Sequence[Buffer]) -> bool:
+    return any(len(piece) >= frames.LEASE_THRESHOLD for piece in response)

@@ -18,13 +18,13 @@ from .wire import Buffer, WireError, encode_varint, fields, text
 
 __all__ = [
     "MAX_FIELDS",
+    "RAW_OUTPUT_TAG",
     "Buffer",
     "InferRequestHead",
     "Parameter",
     "WireError",
     "decode_head",
     "join_request",
-    "join_response",
     "response_pieces",
     "scan_request",
     "scan_tensor_parameters",
@@ -48,6 +48,9 @@ _BOOL, _INT64, _STRING, _DOUBLE, _UINT64 = 0x08, 0x10, 0x1A, 0x21, 0x28
 _INFER_RESPONSE = 0x12
 
 _DOUBLE_FORMAT = struct.Struct("<d")
+
+RAW_OUTPUT_TAG = bytes((_RAW_OUTPUT,))
+"""What comes before the length of each of a response's raw contents."""
 
 
 @attrs.frozen
@@ -175,11 +178,6 @@ def decode_head(head: Buffer) -> ModelInferRequest:
 def join_request(head: Buffer, raw: Sequence[Buffer]) -> bytes:
     """A ModelInferRequest of its two parts; each tensor is copied once."""
     return b"".join(_pieces(head, _RAW_INPUT, raw))
-
-
-def join_response(head: Buffer, raw: Sequence[Buffer]) -> bytes:
-    """A ModelInferResponse of its two parts; each tensor is copied once."""
-    return b"".join(_pieces(head, _RAW_OUTPUT, raw))
 
 
 def response_pieces(head: Buffer, raw: Sequence[Buffer]) -> list[Buffer]:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from anyserve_protos.infer_request import InferRequest, InputTensor, decode_request
-from anyserve_protos.infer_wire import join_response, scan_request
+from anyserve_protos.infer_wire import response_pieces, scan_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -88,7 +88,7 @@ def test_raw_contents_are_what_tritonclient_sends_and_reads(pair: Any) -> None:
     _, shape, raw = tensors.encode_raw(array)
     if array.size:
         assert bytes(raw) == their_input._get_content()
-    reply = service_pb2.ModelInferResponse.FromString(join_response(b"", [raw]))
+    reply = service_pb2.ModelInferResponse.FromString(b"".join(response_pieces(b"", [raw])))
     reply.outputs.add(name="x", datatype=datatype, shape=shape)
     got = tritonclient.InferResult(reply).as_numpy("x")
     assert same(got.reshape(array.shape), array)

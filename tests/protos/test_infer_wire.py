@@ -13,7 +13,6 @@ from anyserve_protos.infer_wire import (
     WireError,
     decode_head,
     join_request,
-    join_response,
     response_pieces,
     scan_request,
     scan_tensor_parameters,
@@ -320,7 +319,7 @@ RESPONSE = ModelInferResponse(
 def test_a_response_is_joined_of_its_head_and_any_buffers(sizes: list[int]) -> None:
     raw = [bytes(size) for size in sizes]
     buffers = [kind(data) for data in raw for kind in (bytes, bytearray, memoryview)]
-    joined = join_response(bytes(RESPONSE), buffers)
+    joined = b"".join(response_pieces(bytes(RESPONSE), buffers))
     expected = service_pb2.ModelInferResponse.FromString(bytes(RESPONSE))
     expected.raw_output_contents.extend(data for data in raw for _ in range(3))
     assert service_pb2.ModelInferResponse.FromString(joined) == expected

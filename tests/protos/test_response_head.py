@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from anyserve_protos.infer_wire import Parameter, join_response
+from anyserve_protos.infer_wire import Parameter, response_pieces
 from anyserve_protos.inference import (
     InferParameter,
     ModelInferResponse,
@@ -57,7 +57,9 @@ def test_a_head_with_raw_contents_behind_it_is_the_response_that_it_was_made_of(
         )
         fill(tensor.parameters, output.parameters)
     expected.raw_output_contents.extend(raw)
-    assert service_pb2.ModelInferResponse.FromString(join_response(head, raw)) == expected
+    assert (
+        service_pb2.ModelInferResponse.FromString(b"".join(response_pieces(head, raw))) == expected
+    )
 
 
 def fill(target: Any, parameters: Mapping[str, Parameter]) -> None:

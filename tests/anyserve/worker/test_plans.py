@@ -110,10 +110,10 @@ def test_no_more_plans_are_kept_than_the_limit(add_plans: Plans) -> None:
 
 def test_responses_that_are_alike_have_equal_heads_and_others_their_own(add_plans: Plans) -> None:
     encoder = opened(add_plans, {"A": tensor(1, 1, 2)}).encoder
-    first, _ = encoder.encode(Response({"S": tensor(1, 2)}))
-    again, _ = encoder.encode(Response({"S": tensor(1, 2, value=3.0)}))
-    other, _ = encoder.encode(Response({"S": tensor(2, 2)}))
-    with_parameter, _ = encoder.encode(Response({"S": tensor(1, 2)}, {"p": 1}))
+    first, *_ = encoder.encode(Response({"S": tensor(1, 2)}))
+    again, *_ = encoder.encode(Response({"S": tensor(1, 2, value=3.0)}))
+    other, *_ = encoder.encode(Response({"S": tensor(2, 2)}))
+    with_parameter, *_ = encoder.encode(Response({"S": tensor(1, 2)}, {"p": 1}))
     assert first == again
     assert len({first, other, with_parameter}) == 3
 
