@@ -165,6 +165,7 @@ class _Ordered:
 
     def done(self, result: Reply | AnyServeError) -> None:
         """It has its answer."""
+        self._inference = None
         if isinstance(result, AnyServeError):
             self.answer = (_error(result, self._identity),), nothing
         else:

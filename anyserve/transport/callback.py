@@ -85,21 +85,27 @@ class _CallOfTask:
             release()
             return
         self._pieces, self._release = pieces, release
-        self.ended.set()
+        self._end()
 
     def fail(self, error: AnyServeError) -> None:
         """See `UnaryCall`."""
         if not self.ended.is_set():
             self._error = error
-            self.ended.set()
+            self._end()
 
     def give_up(self) -> None:
         """Nobody waits for the answer any more."""
         if self.ended.is_set():
             self._release()
         else:
-            self.ended.set()
-            self.on_gone()
+            on_gone = self.on_gone
+            self._end()
+            on_gone()
+
+    def _end(self) -> None:
+        # What the method holds of the call, and the call of it, would else wait for the collector.
+        self.on_gone = nothing
+        self.ended.set()
 
     async def send(self, stream: ServerStream) -> None:
         """Send the answer, or raise the error; waits for the client to take it."""

@@ -39,6 +39,8 @@ _FLOOD = 1000.0
 """Control frames a second, weighted."""
 _SMALL_UPDATE = 1024
 """Window updates of fewer bytes than this make many small frames."""
+_EARNED = 10_000
+"""Small window updates that a peer may have in hand for what it was sent."""
 _INITIAL_WINDOW = 4
 
 _log = logging.getLogger("anyserve.transport")
@@ -73,6 +75,7 @@ class Connection:
         self._unread = 0
         # A server may be flooded by anybody; a client has chosen its server.
         self._flood = FloodGuard(math.inf if client else _FLOOD)
+        self._earned = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
             http2.DataReceived: self._on_data,
             http2.StreamClosed: self._on_stream_closed,
@@ -144,6 +147,10 @@ class Connection:
         if self._unsent or self.ended is not None:
             self._output_due = True
             self._writer.wake()
+
+    def sends(self, size: int) -> None:
+        """Bytes of DATA are queued: some clients answer each small message with two updates."""
+        self._earned = min(self._earned + 2 + size // 32, _EARNED)
 
     def push(self) -> None:
         """Write what is queued at once, and not with what gathers in this turn of the loop."""
@@ -330,7 +337,12 @@ class Connection:
             stream.lost(error_of_reset(event.error_code))
 
     def _on_window_updated(self, event: http2.WindowUpdated) -> None:
-        self._count(0.02 if event.increment >= _SMALL_UPDATE else 0.25)
+        if event.increment >= _SMALL_UPDATE:
+            self._count(0.02)
+        elif self._earned:
+            self._earned -= 1
+        else:
+            self._count(0.25)
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.may_send.wake()
