@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from anyserve_protos.inference import (
     ModelStreamInferResponse,
 )
 
+from anyserve.burst import defer
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.link.frames import Buffer
 from anyserve.replica.exchange import Reply, nothing
@@ -30,6 +32,8 @@ FINAL = "triton_final_response"
 """Response parameter that says whether this is the request's last response."""
 
 _METHOD = "ModelStreamInfer"
+_BATCH = 16
+"""Messages that are sent in one piece, where they are due at once and small."""
 
 
 def _flag(value: bool) -> bytes:
@@ -55,6 +59,8 @@ class StreamedInference:
         self._running: set[_Ordered | _Decoupled] = set()
         self._in_order: deque[_Ordered] = deque()
         self._outbox: deque[tuple[Sequence[Buffer], Callable[[], None]]] = deque()
+        self._sending = False
+        """Whether the sender has what is due, since there was no room."""
         self._sender = Waiter()
         self._progress = Waiter()
 
@@ -72,24 +78,35 @@ class StreamedInference:
                         self._begin(body)
                         while len(self._running) >= IN_FLIGHT_LIMIT:
                             await self._progress.wait()
-                while self._running or self._outbox:
+                while self._running or self._outbox or self._sending:
                     await self._progress.wait()
                 nursery.cancel_scope.cancel()
         finally:
             for request in self._running:
                 request.cancel()
-            for _, sent in self._outbox:
-                sent()
+            while self._outbox:
+                self._outbox.popleft()[1]()
         if scope.cancelled_caught:
             raise Unavailable("the replica is draining")
 
     def emit(self, message: Sequence[Buffer], sent: Callable[[], None] = nothing) -> None:
         """Send a message of these pieces after those before it; `sent` is called when it is."""
-        if not self._outbox and self._stream.send_message_now(message):
-            sent()
-        else:
-            self._outbox.append((message, sent))
-            self._sender.wake()
+        self._outbox.append((message, sent))
+        if not self._sending and not defer(self):
+            self.settle()
+
+    def settle(self) -> None:
+        """Send what is due as far as there is room now; the sender does the rest."""
+        outbox = self._outbox
+        while outbox and not self._sending:
+            batch = [message for message, _ in itertools.islice(outbox, _BATCH)]
+            if not self._stream.send_messages_now(batch):
+                self._sending = True
+                self._sender.wake()
+                return
+            for _ in batch:
+                outbox.popleft()[1]()
+        self._progress.wake()
 
     def answered(self) -> None:
         """Send the answers whose turn it is."""
@@ -129,13 +146,16 @@ class StreamedInference:
     async def _send_waiting(self) -> None:
         """Send what there was no room for, as the client reads."""
         while True:
-            while not self._outbox:
-                self._progress.wake()
+            while not self._sending:
                 await self._sender.wait()
-            message, sent = self._outbox[0]
-            await self._stream.send_message(message)
-            self._outbox.popleft()
-            sent()
+            while self._outbox:
+                message, sent = self._outbox.popleft()
+                try:
+                    await self._stream.send_message(message)
+                finally:
+                    sent()
+            self._sending = False
+            self._progress.wake()
 
 
 class _Ordered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -85,10 +85,13 @@ class ServerCall:
         else:
             self._reply = data
 
-    def send_message_now(self, message: Any) -> bool:
+    def send_messages_now(self, messages: Sequence[Any]) -> bool:
         """See `ServerStream`."""
-        data = pack(encode(message, self.method.reply_type))
-        return self._sending is None and self._send_now(data=data)
+        if self._sending is not None:
+            return False
+        reply_type = self.method.reply_type
+        data = [part for message in messages for part in pack(encode(message, reply_type))]
+        return self._send_now(data=(b"".join(data),))
 
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         """See `ServerStream`."""

@@ -87,8 +87,8 @@ class ServerStream(Protocol):
         """
         ...
 
-    def send_message_now(self, message: Any) -> bool:
-        """Send a message of a stream where nothing has to be waited for; else False, and nothing.
+    def send_messages_now(self, messages: Sequence[Any]) -> bool:
+        """Send messages of a stream where nothing has to be waited for; else False, and nothing.
 
         Whoever has the stream may call it, in the handler's task or not.
         """
