@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -97,7 +98,7 @@ class Connection:
         number = next(self._calls)
         exchange = _LinkExchange(listener, self._channel, number, offer.name)
         body = RequestBody(
-            budget=call.deadline - trio.current_time(),
+            budget=math.inf if call.deadline == math.inf else call.deadline - trio.current_time(),
             offer=self._offers[offer.name],
             request_id=call.request_id,
             extra=_extra(call),

@@ -166,7 +166,8 @@ class Execution:
         assert self._pool is not None
         assert self._seat is not None
         seat, self._seat, self._exchange = self._seat, None, None
-        self._pool.service_time.observe(trio.current_time() - self._started)
+        now = trio.current_time()
+        self._pool.service_time.observe(now - self._started)
         self._pool.release(seat)
         if self._over:
             return
@@ -174,7 +175,7 @@ class Execution:
             self._retry()
         else:
             self._batch = batch
-            self._end(error)
+            self._end(error, now)
 
     # Its way.
 
@@ -253,10 +254,10 @@ class Execution:
         self._stop()
         self._end(DeadlineExceeded("the deadline passed before the request was answered"))
 
-    def _end(self, error: AnyServeError | None) -> None:
+    def _end(self, error: AnyServeError | None, now: float | None = None) -> None:
         if not self._over:
             consumer = self._consumer
-            self._finish(Outcome.ANSWERED if error is None else self._outcome(error))
+            self._finish(Outcome.ANSWERED if error is None else self._outcome(error), now)
             consumer.on_end(error)
 
     def _stop(self) -> None:
@@ -267,11 +268,12 @@ class Execution:
         if self._exchange is not None:
             self._exchange.close()
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome, now: float | None = None) -> None:
         """Count it, and let go of all that it held but the slot."""
         self._over = True
         self._consumer = _NOBODY
-        now = trio.current_time()
+        if now is None:
+            now = trio.current_time()
         dispatcher, pool = self._dispatcher, self._pool
         if self._deadline is not None:
             dispatcher.deadlines.drop(self._deadline)

@@ -89,7 +89,11 @@ class Pool:
     @property
     def serving(self) -> bool:
         """Whether a request sent now would find a worker."""
-        return self.state is State.READY and any(not seat.gone for seat in self.seats)
+        if self.state is State.READY:
+            for seat in self.seats:
+                if not seat.gone:
+                    return True
+        return False
 
     @property
     def seen_state(self) -> State:
@@ -138,7 +142,8 @@ class Pool:
     def release(self, seat: Seat) -> None:
         """Give a slot back; the next request that may have it gets it."""
         seat.running -= 1
-        self._grant()
+        if self._queue:
+            self._grant()
         if self.running == 0:
             self._idle.set()
 
@@ -187,9 +192,10 @@ class Pool:
         index = least_loaded(self.seats)
         if index is None:
             return None
-        # To the end, so that workers without load take turns and open sequences spread over them.
-        seat = self.seats.pop(index)
-        self.seats.append(seat)
+        seat = self.seats[index]
+        if len(self.seats) > 1:
+            # To the end: workers without load take turns, and open sequences spread over them.
+            self.seats.append(self.seats.pop(index))
         return seat
 
     def _grant(self) -> None:

@@ -7,7 +7,7 @@ import enum
 import attrs
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.StrEnum):
     """How a request ended; every request ends in exactly one."""
 
     ANSWERED = "answered"
@@ -40,14 +40,21 @@ class Statistics:
     """Whole time in the replica, of answered requests."""
     fail: Total = attrs.field(factory=Total)
     """The same of all others."""
-    queue: Total = attrs.field(factory=Total)
-    """Time until a worker was free."""
-    compute: Total = attrs.field(factory=Total)
-    """Time in the worker."""
     inferences: int = 0
     """Answered requests, each counted by its batch size."""
     last_inference_ms: int = 0
     """Wall-clock milliseconds since the epoch; 0 before the first."""
+    _queue_ns: int = 0
+
+    @property
+    def queue(self) -> Total:
+        """Time of answered requests until a worker was free."""
+        return Total(self.success.count, self._queue_ns)
+
+    @property
+    def compute(self) -> Total:
+        """Their time in the worker."""
+        return Total(self.success.count, self.success.ns - self._queue_ns)
 
     def record(
         self,
@@ -64,7 +71,6 @@ class Statistics:
             self.fail.add(seconds)
             return
         self.success.add(seconds)
-        self.queue.add(queued)
-        self.compute.add(seconds - queued)
+        self._queue_ns += int(queued * 1e9)
         self.inferences += batch
         self.last_inference_ms = wall_ms
