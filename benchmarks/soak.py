@@ -121,12 +121,11 @@ def main() -> int:
         description="Send calls of all kinds to a replica with one worker; fail if it grows.",
     )
     parser.add_argument("--calls", type=int, default=1_000_000, help="how many (1,000,000)")
-    parser.add_argument("--transport", default="trio", help="what carries them (trio)")
     options = parser.parse_args()
     try:
         h2load.check_installed()
         servers.take_load_core()
-        with servers.replica(*servers.WORK, "--transport", options.transport) as server:
+        with servers.replica(*servers.WORK) as server:
             samples = run(server, Lap.of(options.calls // LAPS))
     except CannotMeasure as error:
         print(f"benchmarks: {error}", file=sys.stderr)
