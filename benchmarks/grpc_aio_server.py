@@ -16,8 +16,31 @@ import grpc.aio  # type: ignore[import-untyped]
 from benchmarks import google_work as work
 from benchmarks import prepared
 from benchmarks.notes import note
+from benchmarks.pacing import next_step
 
 _PREPARED = prepared.stream()
+
+
+class _Steps:
+    """The engine of `benchmarks.work_app`."""
+
+    def __init__(self) -> None:
+        self._made: asyncio.Event | None = None
+
+    async def step(self, gap: float) -> None:
+        if self._made is not None:
+            await self._made.wait()
+            return
+        made = self._made = asyncio.Event()
+        try:
+            now = time.monotonic()
+            await asyncio.sleep(next_step(now, gap) - now)
+        finally:
+            self._made = None
+            made.set()
+
+
+_steps = _Steps()
 
 
 async def _infer(request: Any, context: Any) -> Any:
@@ -34,7 +57,9 @@ async def _stream_infer(requests: AsyncIterator[Any], context: Any) -> AsyncIter
 async def _stream(request: Any) -> AsyncIterator[Any]:
     wanted = work.wanted(request)
     for number, due in enumerate(wanted.due(time.monotonic())):
-        if wanted.gap:
+        if wanted.in_step:
+            await _steps.step(wanted.gap)
+        elif wanted.gap:
             await asyncio.sleep(due - time.monotonic())
         yield work.message(request, number)
 

@@ -5,7 +5,6 @@ Only the standard library, since peers import it in environments of their own.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -34,7 +33,12 @@ class Stream(NamedTuple):
         """When each message of a stream that begins now is to be sent."""
         first = now
         if self.in_step:
-            first = math.ceil(now / self.gap) * self.gap
+            first = next_step(now, self.gap)
         elif self.gap:
             first += random.random() * self.gap
         return (first + number * self.gap for number in range(self.messages))
+
+
+def next_step(now: float, gap: float) -> float:
+    """When the next message of all streams that are in step is due."""
+    return (now // gap + 1) * gap

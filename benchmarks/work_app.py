@@ -9,9 +9,33 @@ import trio
 
 from anyserve import App, Context, Request, Response
 from benchmarks.notes import note
-from benchmarks.pacing import Stream
+from benchmarks.pacing import Stream, next_step
 from examples.echo import echo
 
+
+class Steps:
+    """An engine that makes the next message of all its streams at once, step after step.
+
+    Whoever waits first makes the step for all.
+    """
+
+    def __init__(self) -> None:
+        self._made: trio.Event | None = None
+
+    async def step(self, gap: float) -> None:
+        """Wait for the next step; there is one each `gap` seconds."""
+        if self._made is not None:
+            await self._made.wait()
+            return
+        made = self._made = trio.Event()
+        try:
+            await trio.sleep_until(next_step(trio.current_time(), gap))
+        finally:
+            self._made = None
+            made.set()
+
+
+steps = Steps()
 app = App()
 app.capability("echo", idempotent=True)(echo)
 
@@ -21,7 +45,9 @@ async def stream(request: Request, context: Context) -> AsyncIterator[Response]:
     """The number of each message, INT32[1], as `INPUT0` asks (`Stream.numbers`)."""
     wanted = Stream.parse(request["INPUT0"])
     for number, due in enumerate(wanted.due(trio.current_time())):
-        if wanted.gap:
+        if wanted.in_step:
+            await steps.step(wanted.gap)
+        elif wanted.gap:
             await trio.sleep_until(due)
         yield Response(outputs={"OUTPUT0": np.array([number], np.int32)})
 

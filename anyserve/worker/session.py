@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -68,6 +69,7 @@ class Session:
         self._arena = arena
         self._reader = Reader()
         self._files = RegionFiles()
+        self._no_regions = ClientRegions({}, self._files)
         self._running: dict[int, _Running] = {}
         self._replies = LeaseSet()
 
@@ -146,18 +148,20 @@ class Session:
             self._reader.view(part) if isinstance(part, Block) else bytes(part)
             for part in body.parts
         )
-        sequence = body.extra.get("sequence")
         context = Context(
-            request_id=body.request_id,
-            deadline=trio.current_time() + body.budget,
-            metadata=body.extra.get("metadata", {}),
-            sequence=SequenceInfo(**sequence) if sequence else None,
+            body.request_id,
+            math.inf if body.budget == math.inf else trio.current_time() + body.budget,
             cancel_scope=scope,
         )
-        regions = {
-            name: RegionRef(**value) for name, value in body.extra.get("regions", {}).items()
-        }
-        return Incoming(head, raw, context, ClientRegions(regions, self._files))
+        regions = self._no_regions
+        if body.extra:
+            context.metadata = body.extra.get("metadata", {})
+            if sequence := body.extra.get("sequence"):
+                context.sequence = SequenceInfo(**sequence)
+            if named := body.extra.get("regions"):
+                refs = {name: RegionRef(**value) for name, value in named.items()}
+                regions = ClientRegions(refs, self._files)
+        return Incoming(head, raw, context, regions)
 
     def respond(self, call: int, response: Sequence[Buffer]) -> None:
         """Send one response of a call, after which more may come."""
