@@ -1,41 +1,60 @@
-"""What is sent while a burst of messages is handled goes out at its end, one write for each peer.
+"""What is sent together is written together, one write for each peer.
 
-A task that has read from a socket handles all that has come in one `with burst:`. Whatever that
-makes others send is written when the block ends, and not by their writers a turn of the loop later.
+A task that has read from a socket handles all that has come in one `with burst:`; whatever that
+makes others send is written when the block ends. `each_turn` does the same for all that the tasks
+of one turn of Trio's loop send. Without either, those who write are woken, a turn later.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
+
+import trio
+
+_log = logging.getLogger("anyserve")
 
 
 class Outlet(Protocol):
     """Something that gathers output."""
 
-    def settle(self) -> None:
-        """Write what has gathered, as far as the socket takes it now."""
+    def settle(self) -> bool:
+        """Write what has gathered, as far as the socket takes it now; whether a task was woken."""
         ...
 
 
 _due: dict[Outlet, None] = {}
-_depth = 0
+_bursts = 0
+_turns = 0
 
 
 def defer(outlet: Outlet) -> bool:
-    """Have `outlet` settle at the end of the burst; False outside of one."""
-    if not _depth:
+    """Have `outlet` settle at the end of the burst or of the turn; False where there is neither."""
+    if not _bursts and not _turns:
         return False
     _due[outlet] = None
     return True
+
+
+def _settle() -> bool:
+    """Settle all that is due, and what becomes due by that; whether a task was woken."""
+    woken = False
+    while _due:
+        outlet = next(iter(_due))
+        del _due[outlet]
+        woken |= outlet.settle()
+    return woken
 
 
 class _Burst:
     """One thread's bursts. What is in one never waits, so that no two are open at once."""
 
     def __enter__(self) -> None:
-        global _depth
-        _depth += 1
+        global _bursts
+        _bursts += 1
 
     def __exit__(
         self,
@@ -43,14 +62,48 @@ class _Burst:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global _depth
+        global _bursts
         try:
-            while _depth == 1 and _due:
-                outlet = next(iter(_due))
-                del _due[outlet]
-                outlet.settle()
+            if _bursts == 1:
+                _settle()
         finally:
-            _depth -= 1
+            _bursts -= 1
 
 
 burst = _Burst()
+
+
+class _Turn(trio.abc.Instrument):
+    """Settles when all tasks that could run have, before Trio waits for what comes next."""
+
+    def before_io_wait(self, timeout: float) -> None:
+        if not _due:
+            return
+        try:
+            woken = _settle()
+        except Exception:
+            # Trio would take the instrument out, and all that is sent later would stay here.
+            _log.exception("an outlet can't be settled")
+            woken = True
+        if woken:
+            # Trio has seen no task to run, and may wait for long.
+            trio.lowlevel.current_trio_token().run_sync_soon(_nothing, idempotent=True)
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def each_turn() -> Iterator[None]:
+    """Settle at the end of each turn of Trio's loop, while the block runs."""
+    global _turns
+    turn = _Turn()
+    trio.lowlevel.add_instrument(turn)
+    _turns += 1
+    try:
+        yield
+    finally:
+        _turns -= 1
+        trio.lowlevel.remove_instrument(turn)
+        _settle()

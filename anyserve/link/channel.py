@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 
 import trio
 
@@ -24,7 +25,7 @@ class FrameChannel:
     """Frames both ways over one end of a socket pair, which it owns.
 
     `send` never waits: what it takes is bounded by the calls in flight and their credit. What has
-    gathered goes out in one write, at the end of the burst or else by the task that runs
+    gathered goes out in one write: see `anyserve.burst`, and else by the task that runs
     `run_writer`.
     """
 
@@ -38,8 +39,8 @@ class FrameChannel:
         self._decoder = FrameDecoder()
         self._closed = False
 
-    def send(self, pieces: Buffer | Iterable[Buffer], *, at_once: bool = False) -> None:
-        """Queue a frame, whole or in pieces, and write it `at_once` where nothing else is to come.
+    def send(self, pieces: Buffer | Iterable[Buffer], *, last: bool = False) -> None:
+        """Queue a frame, whole or in pieces; write it now where it is the last for a while.
 
         Dropped when the link is closed.
         """
@@ -49,25 +50,25 @@ class FrameChannel:
             self._outbox.append(pieces)
         else:
             self._outbox.extend(pieces)
-        if at_once:
+        if last:
             self.settle()
         elif not self._due:
             self._due = True
             if not defer(self):
                 self._writer.wake()
 
-    def settle(self) -> None:
-        """Write what is queued, as far as the socket takes it now; the writer does the rest."""
+    def settle(self) -> bool:
+        """See `Outlet`; the writer does the rest."""
         if not self._unsent and not self._closed:
             self._due = False
             self._gather()
-            try:
+            with suppress(LinkClosed):  # the reader sees the end of file
                 self._write_some()
-            except LinkClosed:
-                return  # the writer will say so
-        if self._unsent:
-            self._due = True
-            self._writer.wake()
+        if not self._unsent:
+            return False
+        self._due = True
+        self._writer.wake()
+        return True
 
     async def run_writer(self) -> None:
         """Write what `send` queues, until cancelled. Raises `LinkClosed` when nobody reads."""

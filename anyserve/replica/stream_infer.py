@@ -95,18 +95,19 @@ class StreamedInference:
         if not self._sending and not defer(self):
             self.settle()
 
-    def settle(self) -> None:
-        """Send what is due as far as there is room now; the sender does the rest."""
+    def settle(self) -> bool:
+        """See `Outlet`; the sender does what there is no room for."""
         outbox = self._outbox
         while outbox and not self._sending:
             batch = [message for message, _ in itertools.islice(outbox, _BATCH)]
             if not self._stream.send_messages_now(batch):
                 self._sending = True
                 self._sender.wake()
-                return
+                return True
             for _ in batch:
                 outbox.popleft()[1]()
         self._progress.wake()
+        return True
 
     def answered(self) -> None:
         """Send the answers whose turn it is."""

@@ -137,8 +137,8 @@ class Connection:
             if not defer(self):
                 self._writer.wake()
 
-    def settle(self) -> None:
-        """Write what is queued, as far as the socket takes it now; the writer does the rest."""
+    def settle(self) -> bool:
+        """See `Outlet`; the writer does the rest."""
         if not self._unsent and self.ended is None:
             self._output_due = False
             if self._take_output():
@@ -147,6 +147,7 @@ class Connection:
         if self._unsent or self.ended is not None:
             self._output_due = True
             self._writer.wake()
+        return True  # events that came with the output may have woken any
 
     def sends(self, size: int) -> None:
         """Bytes of DATA are queued: some clients answer each small message with two updates."""

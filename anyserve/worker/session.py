@@ -12,6 +12,7 @@ import trio
 from anyserve_actors import tracing
 
 from anyserve.app import Handler
+from anyserve.burst import each_turn
 from anyserve.errors import AnyServeError, Cancelled
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
@@ -83,16 +84,21 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                while batch := await self._channel.receive():
-                    for frame in batch:
-                        if frame.kind == Kind.REQUEST:
-                            self._start(frame, nursery)
-                        else:
-                            self._control(frame)
+                # Responses of handlers that run in one turn go out together.
+                with each_turn():
+                    await self._read(nursery)
                 nursery.cancel_scope.cancel()
         finally:
             self._reader.close()
             self._files.close()
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        while batch := await self._channel.receive():
+            for frame in batch:
+                if frame.kind == Kind.REQUEST:
+                    self._start(frame, nursery)
+                else:
+                    self._control(frame)
 
     async def _write(self) -> None:
         with suppress(LinkClosed):  # the reader sees the end of file and ends the session
@@ -139,8 +145,7 @@ class Session:
             ending = Ending(error=error)
         finally:
             del self._running[call]
-            # With nothing else to be run there is nothing to wait for.
-            self._channel.send(self._encode_ending(call, ending), at_once=not self._running)
+            self._channel.send(self._encode_ending(call, ending), last=not self._running)
 
     def _incoming(self, body: RequestBody, scope: trio.CancelScope) -> Incoming:
         # Inline parts are copied, which aligns them; blocks are aligned and stay where they are.
