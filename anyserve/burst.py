@@ -27,6 +27,8 @@ class Outlet(Protocol):
 
 
 _due: dict[Outlet, None] = {}
+_began: float | None = None
+"""When the burst that is open began; None where none is."""
 _bursts = 0
 _turns = 0
 
@@ -49,12 +51,19 @@ def _settle() -> bool:
     return woken
 
 
+def now() -> float:
+    """Trio's time; in a burst the time when it began, which all that is in it has come with."""
+    return trio.current_time() if _began is None else _began
+
+
 class _Burst:
     """One thread's bursts. What is in one never waits, so that no two are open at once."""
 
     def __enter__(self) -> None:
-        global _bursts
+        global _bursts, _began
         _bursts += 1
+        if _began is None:
+            _began = trio.current_time()
 
     def __exit__(
         self,
@@ -62,12 +71,14 @@ class _Burst:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global _bursts
+        global _bursts, _began
         try:
             if _bursts == 1:
                 _settle()
         finally:
             _bursts -= 1
+            if not _bursts:
+                _began = None
 
 
 burst = _Burst()

@@ -8,10 +8,7 @@ import trio
 class Waiter:
     """Wakes the one task that waits, if there is one; whoever waits looks first."""
 
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
+    _task: trio.lowlevel.Task | None = None
 
     async def wait(self) -> None:
         """Wait until `wake`; bounded by the caller, and nothing is left when cancelled."""

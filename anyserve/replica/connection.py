@@ -96,13 +96,17 @@ class Connection:
         if self._lost is not None:
             raise WorkerLost(self._lost)
         number = next(self._calls)
-        exchange = _LinkExchange(listener, self._channel, number, offer.name)
+        name = offer.name
+        exchange = _LinkExchange(listener, self._channel, number, name)
         body = RequestBody(
             budget=math.inf if call.deadline == math.inf else call.deadline - trio.current_time(),
-            offer=self._offers[offer.name],
+            offer=self._offers[name],
             request_id=call.request_id,
             extra=_extra(call),
-            parts=[self._place(part, exchange) for part in (call.head, *call.raw)],
+            parts=[
+                part if len(part) < frames.LEASE_THRESHOLD else self._place(part, exchange)
+                for part in (call.head, *call.raw)
+            ],
         )
         try:
             frame = frames.encode_request(number, body)
@@ -151,8 +155,6 @@ class Connection:
         exchange.end(batch, error)
 
     def _place(self, part: Buffer, exchange: _LinkExchange) -> Part:
-        if len(part) < frames.LEASE_THRESHOLD:
-            return part
         if exchange.leases is None:
             exchange.leases = LeaseSet()
         try:

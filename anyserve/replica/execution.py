@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import trio
 from anyserve_actors import tracing
 
+from anyserve.burst import now
 from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
 from anyserve.offers import Offer
 from anyserve.replica.deadlines import Deadline
@@ -67,7 +67,7 @@ class Execution:
         self._span: tracing.OpenSpan | None = None
         self._call = call
         self._consumer = consumer
-        self._arrived = self._started = trio.current_time()
+        self._arrived = self._started = now()
         self._deadline: Deadline | None = None
         self._pool: Pool | None = None
         self._ticket: Ticket | None = None
@@ -123,7 +123,7 @@ class Execution:
         self._stop()
         if error is not None:
             self._finish(self._outcome(error))
-        elif trio.current_time() >= self._call.deadline:
+        elif now() >= self._call.deadline:
             self._finish(Outcome.EXPIRED)
         else:
             self._finish(Outcome.CANCELLED)
@@ -133,7 +133,7 @@ class Execution:
     def on_granted(self, seat: Seat) -> None:
         """A slot is free for it."""
         self._ticket = None
-        self._started = trio.current_time()
+        self._started = now()
         try:
             self._run(seat)
         except AnyServeError as error:
@@ -150,7 +150,7 @@ class Execution:
     def on_turn(self) -> None:
         """The requests of its sequence before it have ended."""
         assert self._pool is not None
-        self._started = trio.current_time()
+        self._started = now()
         try:
             self._take_pinned(self._pool)
         except AnyServeError as error:
@@ -166,8 +166,7 @@ class Execution:
         assert self._pool is not None
         assert self._seat is not None
         seat, self._seat, self._exchange = self._seat, None, None
-        now = trio.current_time()
-        self._pool.service_time.observe(now - self._started)
+        self._pool.service_time.observe(now() - self._started)
         self._pool.release(seat)
         if self._over:
             return
@@ -175,7 +174,7 @@ class Execution:
             self._retry()
         else:
             self._batch = batch
-            self._end(error, now)
+            self._end(error)
 
     # Its way.
 
@@ -242,7 +241,7 @@ class Execution:
 
     def _retry(self) -> None:
         self._retried = True
-        self._started = trio.current_time()
+        self._started = now()
         try:
             self._place(self._dispatcher.match(self._call.need))
         except AnyServeError as error:
@@ -254,10 +253,10 @@ class Execution:
         self._stop()
         self._end(DeadlineExceeded("the deadline passed before the request was answered"))
 
-    def _end(self, error: AnyServeError | None, now: float | None = None) -> None:
+    def _end(self, error: AnyServeError | None) -> None:
         if not self._over:
             consumer = self._consumer
-            self._finish(Outcome.ANSWERED if error is None else self._outcome(error), now)
+            self._finish(Outcome.ANSWERED if error is None else self._outcome(error))
             consumer.on_end(error)
 
     def _stop(self) -> None:
@@ -268,31 +267,32 @@ class Execution:
         if self._exchange is not None:
             self._exchange.close()
 
-    def _finish(self, outcome: Outcome, now: float | None = None) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         """Count it, and let go of all that it held but the slot."""
         self._over = True
         self._consumer = _NOBODY
-        if now is None:
-            now = trio.current_time()
+        ended = now()
         dispatcher, pool = self._dispatcher, self._pool
         if self._deadline is not None:
             dispatcher.deadlines.drop(self._deadline)
         if self._open is not None:
             assert self._call.sequence is not None
-            dispatcher.sequences(self.offer.name).leave(self._call.sequence, self._open, self, now)
+            dispatcher.sequences(self.offer.name).leave(
+                self._call.sequence, self._open, self, ended
+            )
         dispatcher.finish()
         if self._span is not None:
             self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
         if pool is not None:
             pool.statistics.record(
                 outcome,
-                seconds=now - self._arrived,
+                seconds=ended - self._arrived,
                 queued=self._started - self._arrived,
                 batch=self._batch,
                 wall_ms=time.time_ns() // 1_000_000,
             )
 
     def _outcome(self, error: AnyServeError) -> Outcome:
-        if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:
+        if isinstance(error, DeadlineExceeded) and now() >= self._call.deadline:
             return Outcome.EXPIRED
         return Outcome.FAILED if self._submitted else Outcome.REFUSED

@@ -74,16 +74,17 @@ class Inference:
             check_name(head.model_name)
         need = need_of(head.model_name, head.parameters, texts.items())
         offer = self._dispatcher.match(need)[0].offer
-        require_version(offer, head.model_version)
+        if head.model_version:
+            require_version(offer, head.model_version)
         call = Call(
             need=need,
             head=head.head,
             raw=head.raw,
             request_id=f"{head.id[:_NAMED]}#{next(self._numbers)}",
-            deadline=_deadline(head, deadline),
+            deadline=_deadline(head, deadline) if "timeout" in head.parameters else deadline,
             metadata=texts,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
-            regions=self._find_regions(head.head),
+            regions=self._find_regions(head.head) if _REGION in head.head else {},
         )
         return Accepted(call, offer, head)
 
@@ -97,8 +98,6 @@ class Inference:
 
     def _find_regions(self, head: bytes) -> Mapping[str, Any]:
         """The registered regions that the tensors of a request name, ready to be sent on."""
-        if _REGION not in head:
-            return {}
         try:
             tensors = scan_tensor_parameters(head)
         except WireError as error:

@@ -71,6 +71,8 @@ class Pool:
         self.reason = "not loaded"
         """Why it is not ready, in words."""
         self.seats: list[Seat] = []
+        self.running = 0
+        """Requests that hold a slot, also where their worker is on its way out or gone."""
         self.service_time = ServiceTime()
         self.statistics = Statistics()
         self._queue: DeadlineQueue[Ticket] = DeadlineQueue()
@@ -80,11 +82,6 @@ class Pool:
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)
-
-    @property
-    def running(self) -> int:
-        """Requests that hold a slot, also where their worker is on its way out."""
-        return sum(seat.running for seat in self.seats)
 
     @property
     def serving(self) -> bool:
@@ -119,7 +116,7 @@ class Pool:
             raise Unavailable(f"the worker that {self.offer.name!r} needs here is gone")
         seat = self._free_seat(pinned)
         if seat is not None:
-            seat.running += 1
+            self._take(seat)
             return seat
         reason = refusal(
             waiting=len(self._queue),
@@ -142,9 +139,10 @@ class Pool:
     def release(self, seat: Seat) -> None:
         """Give a slot back; the next request that may have it gets it."""
         seat.running -= 1
+        self.running -= 1
         if self._queue:
             self._grant()
-        if self.running == 0:
+        if not self.running:
             self._idle.set()
 
     async def until_idle(self) -> None:
@@ -198,13 +196,17 @@ class Pool:
             self.seats.append(self.seats.pop(index))
         return seat
 
+    def _take(self, seat: Seat) -> None:
+        seat.running += 1
+        self.running += 1
+
     def _grant(self) -> None:
         # What is called here may take a slot, give one back, or leave the queue.
         for key, ticket in self._queue:
             seat = self._free_seat(ticket.pinned)
             if seat is not None:
                 if self._queue.remove(key):
-                    seat.running += 1
+                    self._take(seat)
                     ticket.waiting.on_granted(seat)
             elif ticket.pinned is None:
                 return

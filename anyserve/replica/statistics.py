@@ -70,7 +70,9 @@ class Statistics:
         if outcome is not Outcome.ANSWERED:
             self.fail.add(seconds)
             return
-        self.success.add(seconds)
+        success = self.success
+        success.count += 1
+        success.ns += int(seconds * 1e9)
         self._queue_ns += int(queued * 1e9)
         self.inferences += batch
         self.last_inference_ms = wall_ms

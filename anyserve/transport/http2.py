@@ -169,23 +169,23 @@ class Http2:
         engine = self._engine
         return engine.stream_remote_window_size(stream_id) - engine.queued_body_size(stream_id)
 
-    def room(self, stream_id: int) -> int:
-        """Bytes that can be queued on a stream and go out with the next output."""
+    def room(self, stream_id: int, limit: int) -> int:
+        """Bytes that can be queued on a stream and go out with the next output.
+
+        limit: bytes that may be queued on all streams together.
+        """
         engine = self._engine
+        queued = engine.queued_body_size()
         return min(
             engine.stream_remote_window_size(stream_id) - engine.queued_body_size(stream_id),
-            engine.remote_window_size - engine.queued_body_size(),
+            engine.remote_window_size - queued,
+            limit - queued,
         )
 
     @property
     def connection_room(self) -> int:
         """Bytes that the peer's window for the connection allows beyond what is queued."""
         return self._engine.remote_window_size - self._engine.queued_body_size()
-
-    @property
-    def queued_in_all(self) -> int:
-        """Bytes of DATA that are queued."""
-        return self._engine.queued_body_size()
 
     def consume(self, stream_id: int, amount: int) -> None:
         """Give the peer its window back for bytes that have found their reader."""

@@ -181,8 +181,7 @@ class Connection:
         """Bytes of a stream have found their reader."""
         if self.ended is None:
             self.http2.consume(stream_id, amount)
-            if self.http2.wants_output:
-                self.wake()
+            self.wake()  # with a window update, if that is due
 
     def reset(self, stream_id: int, code: int, *, after_output: bool) -> None:
         """End a stream; what is queued on it is sent before or never."""
@@ -196,8 +195,7 @@ class Connection:
 
     def room(self, stream: Stream) -> int:
         """Bytes that the stream may queue now; none or less where it has to wait."""
-        http2 = self.http2
-        return min(http2.room(stream.id), _BACKLOG - len(self._unsent) - http2.queued_in_all)
+        return self.http2.room(stream.id, _BACKLOG - len(self._unsent))
 
     async def wait_for_room(self, stream: Stream) -> None:
         """Wait until it is worth looking again; streams with a window of their own take turns."""

@@ -31,6 +31,9 @@ from anyserve.worker.shared import ClientRegions
 log = logging.getLogger("anyserve.worker")
 
 
+_STOPPING = Ending(error=Cancelled("the worker is stopping"))
+
+
 class _Running:
     """A call in progress, and the `Sink` of its responses."""
 
@@ -137,7 +140,7 @@ class Session:
 
     async def _call(self, call: int, body: RequestBody, running: _Running) -> None:
         """Run one request to its end, which is always told to the replica."""
-        ending = Ending(error=Cancelled("the worker is stopping"))
+        ending = _STOPPING
         try:
             incoming = self._incoming(body, running.scope)
             ending = await running.runner.run(incoming, running)
@@ -149,10 +152,10 @@ class Session:
 
     def _incoming(self, body: RequestBody, scope: trio.CancelScope) -> Incoming:
         # Inline parts are copied, which aligns them; blocks are aligned and stay where they are.
-        head, *raw = (
+        head, *raw = [
             self._reader.view(part) if isinstance(part, Block) else bytes(part)
             for part in body.parts
-        )
+        ]
         context = Context(
             body.request_id,
             math.inf if body.budget == math.inf else trio.current_time() + body.budget,
@@ -201,4 +204,4 @@ class Session:
 
 
 def _is_large(response: Sequence[Buffer]) -> bool:
-    return any(len(piece) >= frames.LEASE_THRESHOLD for piece in response)
+    return max(map(len, response)) >= frames.LEASE_THRESHOLD
