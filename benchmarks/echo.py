@@ -1,4 +1,4 @@
-"""A small echo through a worker, at 1, 16 and 64 in flight, beside grpc.aio."""
+"""A small echo through a worker and in process, at 1, 16 and 64 in flight, beside grpc.aio."""
 
 from __future__ import annotations
 

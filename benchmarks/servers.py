@@ -79,6 +79,7 @@ def echoes() -> AbstractContextManager[list[Server]]:
     """Servers of `echo`; the last is the one to compare with."""
     return all_of(
         replica(*ECHO),
+        in_process(*ECHO),
         replica(*ECHO, "--transport", "grpclib", name="AnyServe, grpclib"),
         grpc_aio(),
     )
@@ -95,6 +96,11 @@ def replica(
     arguments = ["-m", module, "--port", "0", "--log-level", "warning", *options]
     with _running(name, *arguments, cores=cores) as server:
         yield server
+
+
+def in_process(*options: str) -> AbstractContextManager[Server]:
+    """A replica that runs its app in its own process."""
+    return replica(*options, "--in-process", name="AnyServe, in process")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""32 streams of 256 small messages each, through a worker, beside grpc.aio.
+"""32 streams of 256 small messages each, through a worker and in process, beside grpc.aio.
 
 Back to back, many messages share a write and a turn of the loop. Paced, as tokens come, each costs
 more: in step, as the texts of one engine's batch are, or each stream at its own moments.
@@ -31,7 +31,12 @@ WORK = {
 def run(rounds: int) -> None:
     """Print the table."""
     h2load.check_installed()
-    starting = (servers.replica(*servers.WORK), servers.transport(), servers.grpc_aio())
+    starting = (
+        servers.replica(*servers.WORK),
+        servers.in_process(*servers.WORK),
+        servers.transport(),
+        servers.grpc_aio(),
+    )
     with servers.all_of(*starting) as running:
         print_table(measure(cases(running), rounds), baseline=running[-1], unit="message")
 

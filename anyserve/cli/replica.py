@@ -37,6 +37,12 @@ examples:
   anyserve replica --caps decode,embedding
   anyserve replica --app examples.echo:app
   anyserve replica --app mine:create_app --workers 2 --python /opt/engine/bin/python
+  anyserve replica --app examples.echo:app --in-process
+
+With --in-process your apps run in the replica's own process, as tasks of it: no worker, no shared
+memory, and half the cost of a request. It is for light async handlers that you trust. One that blocks its event loop
+stops the whole replica meanwhile, one that crashes or exits ends it, and one that does not end when
+it is cancelled can't be killed. What is built in has its workers all the same.
 
 SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones get UNAVAILABLE.
 A second signal stops at once.
@@ -67,6 +73,7 @@ def add_command(commands: Any) -> None:
     )
     add("--workers", type=_count, default=1, help="worker processes of each app (1)")
     add("--python", default=sys.executable, help="the interpreter of your apps' workers")
+    add("--in-process", action="store_true", help="run your apps without workers, see below")
     add("--model", help="a GGUF file for the built-in decode")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_port, default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
@@ -82,6 +89,10 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal; the exit status."""
+    contradiction = _contradiction(options)
+    if contradiction is not None:
+        _complain(contradiction)
+        return 2
     logs.configure(options.log_format, options.log_level, actor="replica")
     config = ReplicaConfig(
         plan=_plan(options),
@@ -106,6 +117,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _contradiction(options: argparse.Namespace) -> str | None:
+    """Which options make no sense together."""
+    if options.in_process:
+        if not options.app:
+            return "--in-process is for your apps: --app is missing"
+        if options.workers != 1:
+            return "--in-process and --workers exclude each other: there are no worker processes"
+        if options.python != sys.executable:
+            return "--in-process and --python exclude each other: there are no worker processes"
+    return None
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     common = {"log_format": options.log_format, "log_level": options.log_level}
     apps = [
@@ -114,6 +137,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             target=target,
             python=options.python,
             workers=options.workers,
+            in_process=options.in_process,
             **common,
         )
         for index, target in enumerate(options.app)

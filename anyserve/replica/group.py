@@ -31,6 +31,8 @@ class AppSpec:
     python: str = sys.executable
     """The interpreter of its workers, for an environment of their own."""
     workers: int = 1
+    in_process: bool = False
+    """Whether it runs in the replica's own process, as one worker without a process."""
     log_format: str = "text"
     log_level: str = "info"
 

@@ -75,7 +75,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
         self._unload_timeout = unload_timeout
         self._groups: list[Group] = []
         self.links: dict[str, WorkerLink] = {}
-        """The worker links by name, each the present one."""
+        """The links to worker processes by name, each the present one."""
         self.started = False
         """Whether all that was wanted at the start has loaded."""
 
@@ -141,7 +141,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
                     for name in group.worker_names:
                         spec = ChildSpec(
                             name,
-                            partial(self._new_link, name, group),
+                            partial(self._new_worker, name, group),
                             shutdown_timeout=2 * EXIT_TIMEOUT,
                         )
                         nursery.start_soon(self._workers.start_child, spec)
@@ -150,7 +150,12 @@ class Repository(Actor[LoadModel | UnloadModel]):
                     await self._stop(group)
                 raise
 
-    def _new_link(self, name: str, group: Group) -> WorkerLink:
+    def _new_worker(self, name: str, group: Group) -> Actor[None]:
+        if group.spec.in_process:
+            # Only then, since it brings numpy along, which a replica does without otherwise.
+            from anyserve.replica.local_worker import LocalWorker
+
+            return LocalWorker(name, group)
         link = self.links[name] = WorkerLink(name, group, self._arena, self._patience)
         return link
 
@@ -158,11 +163,11 @@ class Repository(Actor[LoadModel | UnloadModel]):
         """Stop the workers of an app; each is bounded by its child's shutdown timeout."""
         async with trio.open_nursery() as nursery:
             for name in group.worker_names:
-                if self.links.pop(name, None) is not None:
-                    nursery.start_soon(self._stop_worker, name)
+                self.links.pop(name, None)
+                nursery.start_soon(self._stop_worker, name)
 
     async def _stop_worker(self, name: str) -> None:
-        with suppress(NoSuchChild):  # it failed to start, and its supervisor has forgotten it
+        with suppress(NoSuchChild):  # it never started, or failed to and has been forgotten
             await self._workers.stop_child(name)
 
     # Loads and unloads at run time.

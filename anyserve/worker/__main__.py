@@ -16,18 +16,16 @@ import trio
 
 from anyserve import collector, heap, logs
 from anyserve.app import App, AppError, load_app
-from anyserve.errors import AnyServeError, innermost
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
 from anyserve.link.frames import Kind
 from anyserve.objects.arena import Arena
+from anyserve.worker.loading import UNLOAD_TIMEOUT, cannot_load
 from anyserve.worker.session import Session
 from anyserve.worker.watchdog import Watchdog
 
 log = logging.getLogger("anyserve.worker")
 
-UNLOAD_TIMEOUT = 4.0
-"""Seconds that an app's lifespan has for its clean-up; one less than the replica waits."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -99,7 +97,7 @@ async def _run_app(channel: FrameChannel, name: str, app: App, arena: Arena) -> 
         if ready:
             raise
         log.debug("loading failed", exc_info=True)
-        await _fail(channel, f"{name} can't load its app: {_one_line(error)}")
+        await _fail(channel, cannot_load(name, error))
 
 
 async def _cancel_at_end(
@@ -125,13 +123,6 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
         nursery.start_soon(watchdog.run)
         await session.run()
         nursery.cancel_scope.cancel()
-
-
-def _one_line(error: Exception) -> str:
-    cause = innermost(error)
-    if isinstance(cause, AnyServeError):
-        return cause.message
-    return f"{type(cause).__name__}: {cause}"
 
 
 async def _expect(channel: FrameChannel, kind: Kind) -> dict[str, Any]:
