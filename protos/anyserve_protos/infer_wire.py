@@ -12,8 +12,6 @@ from typing import TypeAlias
 
 import attrs
 
-from .codec import decode
-from .inference import ModelInferRequest
 from .wire import Buffer, WireError, encode_varint, fields, text
 
 __all__ = [
@@ -23,7 +21,6 @@ __all__ = [
     "InferRequestHead",
     "Parameter",
     "WireError",
-    "decode_head",
     "join_request",
     "response_pieces",
     "scan_request",
@@ -71,8 +68,8 @@ class InferRequestHead:
 def scan_request(body: bytes) -> InferRequestHead:
     """Take a ModelInferRequest apart, copying nothing of its tensors.
 
-    Inputs and outputs are not looked into: that they are malformed shows in `decode_head`. Raises
-    `WireError` when the message is malformed or has more than `MAX_FIELDS` fields.
+    Inputs and outputs are not looked into: that they are malformed shows in `decode_request`.
+    Raises `WireError` when the message is malformed or has more than `MAX_FIELDS` fields.
     """
     name = version = identity = ""
     parameters: dict[str, Parameter] = {}
@@ -168,11 +165,6 @@ def _scan_parameter(
     else:
         parameters[key] = value
     return room
-
-
-def decode_head(head: Buffer) -> ModelInferRequest:
-    """The message of which `head` is all or all but the raw contents; raises `WireError`."""
-    return decode(ModelInferRequest, head)
 
 
 def join_request(head: Buffer, raw: Sequence[Buffer]) -> bytes:

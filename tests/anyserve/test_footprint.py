@@ -19,6 +19,7 @@ LEFT_OUT = {
         *("multiprocessing", "trio_asyncio", "google"),
     },
     "anyserve.worker.__main__": {
+        *("betterproto2", "anyserve_protos.inference", "anyserve_protos.codec"),
         *("anyserve.transport", "anyserve.replica", "ngh2", "grpclib", "multidict"),
         *("multiprocessing", "numpy.random", "numpy.ma", "numpy.polynomial", "ml_dtypes"),
     },
