@@ -40,9 +40,9 @@ examples:
   anyserve replica --app examples.echo:app --in-process
 
 With --in-process your apps run in the replica's own process, as tasks of it: no worker, no shared
-memory, and half the cost of a request. It is for light async handlers that you trust. One that blocks its event loop
-stops the whole replica meanwhile, one that crashes or exits ends it, and one that does not end when
-it is cancelled can't be killed. What is built in has its workers all the same.
+memory, and half the cost of a request. It is for light async handlers that you trust: one that
+blocks its event loop stops the whole replica meanwhile, one that crashes or exits ends it, and one
+that does not end when it is cancelled can't be killed. What is built in has workers all the same.
 
 SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones get UNAVAILABLE.
 A second signal stops at once.
