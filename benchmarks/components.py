@@ -26,7 +26,12 @@ COMPONENTS = {
     ),
     "dispatch": ("anyserve.replica", "anyserve.capability", "anyserve.offers"),
     "requests decoded": ("anyserve.worker.plans", "anyserve.worker.shared"),
-    "responses encoded": ("anyserve.worker.responses", "anyserve.tensors", "anyserve.parameters"),
+    "responses encoded": (
+        "anyserve.worker.responses",
+        "anyserve.worker.templates",
+        "anyserve.tensors",
+        "anyserve.parameters",
+    ),
     "handler run": ("anyserve.worker", "anyserve.messages", "anyserve_actors"),
     "handler": ("benchmarks", "examples"),
     "Trio, and waking": ("trio", "outcome", "anyserve.waiting", "anyserve.burst"),

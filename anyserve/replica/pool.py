@@ -111,6 +111,12 @@ class Pool:
         Raises `ResourceExhausted` when the queue is full or the deadline can't be met,
         `Unavailable` when no worker is there.
         """
+        if pinned is None and self.state is State.READY and len(self.seats) == 1:
+            # Nearly always so: one worker, which has a free slot.
+            only = self.seats[0]
+            if not only.gone and only.running < only.concurrency:
+                self._take(only)
+                return only
         self.check_serving()
         if pinned is not None and pinned.gone:
             raise Unavailable(f"the worker that {self.offer.name!r} needs here is gone")
