@@ -76,6 +76,26 @@ def test_what_runs_may_end_while_new_requests_are_refused_and_health_says_so(
     assert not segments_of(live.process.pid)
 
 
+@pytest.mark.xfail(strict=True, reason="a refused call that runs as a task counts as one ended")
+def test_large_requests_that_are_refused_do_not_count_as_those_that_run(
+    start_replica: Any, connect: Any, request_of: Any, eventually: Any, tmp_path: Path
+) -> None:
+    live = start_replica("--app", "behaviours:app")
+    client, file = connect(live.address), tmp_path / "runs"
+    running = client.stub.ModelInfer.future(request_of("until", file=str(file)), timeout=60)
+    eventually(file.exists)
+    watched = watch(client.channel)
+    assert next(watched) == SERVING
+
+    live.process.send_signal(signal.SIGTERM)
+    assert next(watched) == NOT_SERVING
+    for _ in range(3):
+        refusal = client.refusal("ModelInfer", request_of("echo", INPUT=[1.0] * 65_536))
+        assert refusal.message == "the replica is draining"
+    file.unlink()
+    assert running.result(timeout=30).outputs[0].name == "done"
+
+
 def test_a_stream_ends_when_what_it_runs_has_ended_and_an_idle_one_holds_nobody_up(
     start_replica: Any, connect: Any, request_of: Any, eventually: Any, tmp_path: Path
 ) -> None:
