@@ -14,7 +14,9 @@ import mmap
 import os
 import re
 import sys
+import types
 from contextlib import suppress
+from multiprocessing import shared_memory
 
 DIRECTORY = "/dev/shm"
 """Where Linux keeps POSIX shared memory."""
@@ -26,29 +28,43 @@ _NAME = re.compile(r"anyserve-([0-9]+)-([0-9]+)-[0-9]+-[0-9]+")
 _prefixes = itertools.count()
 
 
-class Segment:
+if sys.version_info < (3, 13):
+
+    class _NoTracker:
+        """Stands in for multiprocessing's resource tracker."""
+
+        @staticmethod
+        def register(name: str, rtype: str) -> None:
+            """Nothing: a tracked segment is unlinked when the tracker's process ends."""
+
+    # Python 3.13 has `track=False`. Before, SharedMemory's constructor always registers with the
+    # resource tracker, and so starts a process for it. This is that constructor with its global
+    # `resource_tracker` bound to ours: nothing is patched for anyone else in the process.
+    _untracked_init = types.FunctionType(
+        shared_memory.SharedMemory.__init__.__code__,
+        {**vars(shared_memory), "resource_tracker": _NoTracker},
+    )
+
+
+class Segment(shared_memory.SharedMemory):
     """A segment that this process makes, writes and unlinks; others `attach` to it by name.
 
     Its pages cost memory only as far as `reserve` was called; a write past that could meet a full
-    /dev/shm, which kills the process with SIGBUS. It is no `multiprocessing.SharedMemory`: that
-    one's resource tracker is a process more and, before Python 3.13, unlinks live segments.
+    /dev/shm, which kills the process with SIGBUS.
     """
+
+    _fd: int
 
     def __init__(self, name: str, size: int) -> None:
         """Makes the segment; OSError where that fails, FileExistsError where the name is taken."""
-        self.name = name
-        self._fd = open_shared(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            # Held until this process ends, however it ends, and seen from every pid namespace:
-            # what `sweep` can lock has no living owner.
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            os.ftruncate(self._fd, size)
-            self._map = mmap.mmap(self._fd, size)
-        except BaseException:
-            os.close(self._fd)
-            unlink(name)
-            raise
+        if sys.version_info >= (3, 13):
+            super().__init__(name, create=True, size=size, track=False)
+        else:
+            _untracked_init(self, name, create=True, size=size)
         self._reserved = 0
+        # Held until this process ends, however it ends, and seen from every pid namespace: what
+        # `sweep` can lock has no living owner.
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     @property
     def reserved(self) -> int:
@@ -64,15 +80,19 @@ class Segment:
 
     def view(self, offset: int, length: int) -> memoryview:
         """The writable bytes from `offset`, uint8 of shape [length]."""
-        return memoryview(self._map)[offset : offset + length]
+        memory = self.buf
+        assert memory is not None, "the segment is closed"
+        return memory[offset : offset + length]
 
     def close(self) -> None:
         """Drops the mapping, now or with the last view of it; silent in either case."""
-        with suppress(BufferError):
-            self._map.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        try:
+            super().close()
+        except BufferError:
+            # Someone's view is alive and keeps the mmap alive with it. The descriptor is ours.
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
     def unlink(self) -> None:
         """Removes the name; nothing happens where it is gone already."""
@@ -91,12 +111,8 @@ def is_segment_name(name: str) -> bool:
 
 
 def open_shared(name: str, flags: int) -> int:
-    """A descriptor of the shared-memory object `name`, which has no slashes; OSError.
-
-    What it makes is its user's alone.
-    """
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    return os.open(f"{DIRECTORY}/{name}", flags, 0o600)
+    """A descriptor of the shared-memory object `name`, which has no slashes; OSError."""
+    return os.open(f"{DIRECTORY}/{name}", flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def attach(name: str) -> mmap.mmap:

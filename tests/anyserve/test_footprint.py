@@ -16,12 +16,12 @@ from anyserve.client import open_client
 LEFT_OUT = {
     "anyserve.cli": {
         *("numpy", "anyserve.client", "anyserve.tensors", "anyserve.worker"),
-        *("multiprocessing", "trio_asyncio", "google"),
+        *("trio_asyncio", "google"),
     },
     "anyserve.worker.__main__": {
         *("betterproto2", "anyserve_protos.inference", "anyserve_protos.codec"),
         *("anyserve.transport", "anyserve.replica", "ngh2", "grpclib", "multidict"),
-        *("multiprocessing", "numpy.random", "numpy.ma", "numpy.polynomial", "ml_dtypes"),
+        *("numpy.random", "numpy.ma", "numpy.polynomial", "ml_dtypes"),
     },
 }
 
