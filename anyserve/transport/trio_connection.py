@@ -37,10 +37,6 @@ _GREETING = 20.0
 """Seconds for a peer to say that it speaks HTTP/2."""
 _FLOOD = 1000.0
 """Control frames a second, weighted."""
-_SMALL_UPDATE = 1024
-"""Window updates of fewer bytes than this make many small frames."""
-_EARNED = 10_000
-"""Small window updates that a peer may have in hand for what it was sent."""
 _INITIAL_WINDOW = 4
 
 _log = logging.getLogger("anyserve.transport")
@@ -74,8 +70,7 @@ class Connection:
         self._waiting: dict[Stream, None] = {}
         self._unread = 0
         # A server may be flooded by anybody; a client has chosen its server.
-        self._flood = FloodGuard(math.inf if client else _FLOOD)
-        self._earned = 0
+        self.flood = FloodGuard(math.inf if client else _FLOOD)
         self._handlers: dict[type, Callable[[Any], None]] = {
             http2.DataReceived: self._on_data,
             http2.StreamClosed: self._on_stream_closed,
@@ -148,10 +143,6 @@ class Connection:
             self._output_due = True
             self._writer.wake()
         return True  # events that came with the output may have woken any
-
-    def sends(self, size: int) -> None:
-        """Bytes of DATA are queued: some clients answer each small message with two updates."""
-        self._earned = min(self._earned + 2 + size // 32, _EARNED)
 
     def push(self) -> None:
         """Write what is queued at once, and not with what gathers in this turn of the loop."""
@@ -229,7 +220,7 @@ class Connection:
         try:
             self._dispatch(self.http2.feed(data))
             if self._unread > _UNREAD:
-                self._flooded()
+                self.flooded()
             elif self.ended is None and self.http2.wants_output:
                 self.wake()
         except Http2Error as error:
@@ -297,8 +288,8 @@ class Connection:
         return True
 
     def _count(self, weight: float) -> None:
-        if self._flood.exceeded(weight, trio.current_time()):
-            self._flooded()
+        if self.flood.exceeded(weight, trio.current_time()):
+            self.flooded()
 
     def _flooded(self) -> None:
         if self.ended is None:
@@ -336,12 +327,7 @@ class Connection:
             stream.lost(error_of_reset(event.error_code))
 
     def _on_window_updated(self, event: http2.WindowUpdated) -> None:
-        if event.increment >= _SMALL_UPDATE:
-            self._count(0.02)
-        elif self._earned:
-            self._earned -= 1
-        else:
-            self._count(0.25)
+        self._count(self.flood.weigh_update(event.increment))
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             stream.may_send.wake()

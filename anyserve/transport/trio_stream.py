@@ -71,7 +71,7 @@ class Stream:
             size = len(data[0]) if len(data) == 1 else sum(map(len, data))
             if size > PART or size > connection.room(self):
                 return False
-            connection.sends(size)
+            connection.flood.sent(size)
         try:
             if headers is not None:
                 self._begin(headers)
@@ -103,7 +103,7 @@ class Stream:
             while left:
                 room = await self._room()
                 self._http2.send_data(self.id, left[:room])
-                connection.sends(min(room, len(left)))
+                connection.flood.sent(min(room, len(left)))
                 left = left[room:]
                 if left:
                     connection.push()
