@@ -75,7 +75,8 @@ class Execution:
         self._seat: Seat | None = None
         self._exchange: Exchange | None = None
         self._open: OpenSequence | None = None
-        self._submitted = self._answered = self._retried = self._over = False
+        self._submitted = self._answered = self._retried = False
+        self._over = True  # or not begun
         self._batch = 1
 
     @property
@@ -92,6 +93,7 @@ class Execution:
         """
         dispatcher, call = self._dispatcher, self._call
         dispatcher.begin()
+        self._over = False
         self._span = tracing.begin(self._name, call.request_id)
         try:
             pools = dispatcher.match(call.need)

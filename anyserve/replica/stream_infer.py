@@ -84,6 +84,7 @@ class StreamedInference:
         finally:
             for request in self._running:
                 request.cancel()
+            self._running.clear()
             while self._outbox:
                 self._outbox.popleft()[1]()
         if scope.cancelled_caught:

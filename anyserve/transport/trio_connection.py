@@ -29,6 +29,8 @@ from anyserve.waiting import Waiter
 READ_BUFFER = 256 * 1024
 _FEED = 64 * 1024
 """Bytes parsed at once; small enough that a flood is seen before it has cost much."""
+_MANY_EVENTS = 64
+"""Events of that many bytes after which others have a turn; those of a large tensor are few."""
 _BACKLOG = 256 * 1024
 """Bytes that may wait for the socket before streams wait."""
 _UNREAD = MIB
@@ -37,6 +39,7 @@ _GREETING = 20.0
 """Seconds for a peer to say that it speaks HTTP/2."""
 _FLOOD = 1000.0
 """Control frames a second, weighted."""
+_OWN_RESET = 0.25
 _INITIAL_WINDOW = 4
 
 _log = logging.getLogger("anyserve.transport")
@@ -100,9 +103,7 @@ class Connection:
                 if not size:
                     self.end("connection closed")
                     return
-                with burst:
-                    for start in range(0, size, _FEED):
-                        self._feed(self._buffer[start : min(start + _FEED, size)])
+                await self._feed_all(self._buffer[:size])
         if self.ended is None:
             self.end("it does not speak HTTP/2")
 
@@ -183,6 +184,8 @@ class Connection:
             self.wake()
             if self.http2.window_leaks:
                 self.retire()
+            # To make this side reset its streams costs a peer no more than to reset them itself.
+            self._count(_OWN_RESET)
 
     def room(self, stream: Stream) -> int:
         """Bytes that the stream may queue now; none or less where it has to wait."""
@@ -210,17 +213,32 @@ class Connection:
             del self._waiting[stream]
             stream.may_send.wake()
 
-    def _feed(self, data: memoryview) -> None:
-        """Read bytes of the peer; whatever is wrong with them ends this connection alone."""
+    async def _feed_all(self, data: memoryview) -> None:
+        """Read bytes of the peer; others have a turn where that is much work."""
+        while data:
+            with burst:
+                events = self._feed(data[:_FEED])
+            data = data[_FEED:]
+            if data and events > _MANY_EVENTS:
+                data = memoryview(bytes(data))  # others use the buffer meanwhile
+                await trio.lowlevel.checkpoint()
+
+    def _feed(self, data: memoryview) -> int:
+        """Read bytes of the peer; whatever is wrong with them ends this connection alone.
+
+        Returns how many events they made.
+        """
         if self.ended is not None:
-            return
+            return 0
         if not self._unsent:
             self._unread = 0
         self._unread += len(data)
+        events: list[http2.Event] = []
         try:
-            self._dispatch(self.http2.feed(data))
+            events = self.http2.feed(data)
+            self._dispatch(events)
             if self._unread > _UNREAD:
-                self.flooded()
+                self._flooded()
             elif self.ended is None and self.http2.wants_output:
                 self.wake()
         except Http2Error as error:
@@ -230,6 +248,7 @@ class Connection:
         except Exception:
             _log.exception("cannot read what %s sent", self.peer)
             self.end("internal error")
+        return len(events)
 
     def _dispatch(self, events: list[http2.Event]) -> None:
         for event in events:
@@ -289,7 +308,7 @@ class Connection:
 
     def _count(self, weight: float) -> None:
         if self.flood.exceeded(weight, trio.current_time()):
-            self.flooded()
+            self._flooded()
 
     def _flooded(self) -> None:
         if self.ended is None:

@@ -199,11 +199,12 @@ class _Connection(Connection):
         self._running -= 1
         self._server.call_ended()
 
-    def _feed(self, data: memoryview) -> None:
-        super()._feed(data)
+    def _feed(self, data: memoryview) -> int:
+        events = super()._feed(data)
         for wire in tuple(self._undecided):
             # Its message does not come with its headers.
             self.start_task(wire, self._decided(wire))
+        return events
 
     def _on_request(self, event: http2.RequestReceived) -> None:
         wire = _Wire(self, event.stream_id)

@@ -76,7 +76,6 @@ def test_what_runs_may_end_while_new_requests_are_refused_and_health_says_so(
     assert not segments_of(live.process.pid)
 
 
-@pytest.mark.xfail(strict=True, reason="a refused call that runs as a task counts as one ended")
 def test_large_requests_that_are_refused_do_not_count_as_those_that_run(
     start_replica: Any, connect: Any, request_of: Any, eventually: Any, tmp_path: Path
 ) -> None:
