@@ -34,6 +34,10 @@ gen-proto:
 bench *OPTIONS:
     uv run python -m benchmarks {{OPTIONS}}
 
+# A million calls of all kinds against one replica, and whether it stays as it was
+soak *OPTIONS:
+    uv run python -m benchmarks.soak {{OPTIONS}}
+
 # Remove what tools left behind
 clean:
     rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
