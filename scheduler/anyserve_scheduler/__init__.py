@@ -1,0 +1,1 @@
+"""The scheduler: which replica offers which capability, and where each request goes."""
