@@ -8,6 +8,7 @@ of one turn of Trio's loop send. Without either, those who write are woken, a tu
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -26,44 +27,53 @@ class Outlet(Protocol):
         ...
 
 
-_due: dict[Outlet, None] = {}
-_began: float | None = None
-"""When the burst that is open began; None where none is."""
-_bursts = 0
-_turns = 0
+class _State(threading.local):
+    """Of one thread, and so of the one Trio run that it can have."""
+
+    def __init__(self) -> None:
+        self.due: dict[Outlet, None] = {}
+        self.began: float | None = None
+        """When the burst that is open began; None where none is."""
+        self.bursts = 0
+        self.turns = 0
+
+
+_state = _State()
 
 
 def defer(outlet: Outlet) -> bool:
     """Have `outlet` settle at the end of the burst or of the turn; False where there is neither."""
-    if not _bursts and not _turns:
+    state = _state
+    if not state.bursts and not state.turns:
         return False
-    _due[outlet] = None
+    state.due[outlet] = None
     return True
-
-
-def _settle() -> bool:
-    """Settle all that is due, and what becomes due by that; whether a task was woken."""
-    woken = False
-    while _due:
-        outlet = next(iter(_due))
-        del _due[outlet]
-        woken |= outlet.settle()
-    return woken
 
 
 def now() -> float:
     """Trio's time; in a burst the time when it began, which all that is in it has come with."""
-    return trio.current_time() if _began is None else _began
+    began = _state.began
+    return trio.current_time() if began is None else began
+
+
+def _settle() -> bool:
+    """Settle all that is due, and what becomes due by that; whether a task was woken."""
+    due = _state.due
+    woken = False
+    while due:
+        outlet = next(iter(due))
+        del due[outlet]
+        woken |= outlet.settle()
+    return woken
 
 
 class _Burst:
-    """One thread's bursts. What is in one never waits, so that no two are open at once."""
+    """What is in a burst never waits, so that a thread has no two open but one in the other."""
 
     def __enter__(self) -> None:
-        global _bursts, _began
-        _bursts += 1
-        if _began is None:
-            _began = trio.current_time()
+        _state.bursts += 1
+        if _state.began is None:
+            _state.began = trio.current_time()
 
     def __exit__(
         self,
@@ -71,14 +81,13 @@ class _Burst:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global _bursts, _began
         try:
-            if _bursts == 1:
+            if _state.bursts == 1:
                 _settle()
         finally:
-            _bursts -= 1
-            if not _bursts:
-                _began = None
+            _state.bursts -= 1
+            if not _state.bursts:
+                _state.began = None
 
 
 burst = _Burst()
@@ -88,7 +97,7 @@ class _Turn(trio.abc.Instrument):
     """Settles when all tasks that could run have, before Trio waits for what comes next."""
 
     def before_io_wait(self, timeout: float) -> None:
-        if not _due:
+        if not _state.due:
             return
         try:
             woken = _settle()
@@ -108,13 +117,12 @@ def _nothing() -> None:
 @contextmanager
 def each_turn() -> Iterator[None]:
     """Settle at the end of each turn of Trio's loop, while the block runs."""
-    global _turns
     turn = _Turn()
     trio.lowlevel.add_instrument(turn)
-    _turns += 1
+    _state.turns += 1
     try:
         yield
     finally:
-        _turns -= 1
+        _state.turns -= 1
         trio.lowlevel.remove_instrument(turn)
         _settle()

@@ -12,7 +12,7 @@ from anyserve.burst import defer
 from anyserve.link.frames import Buffer, Frame, FrameDecoder
 from anyserve.waiting import Waiter
 
-_READ_SIZE = 1 << 18
+_READ_SIZE = 1 << 16
 _JOIN_LIMIT = 1 << 16
 """Pieces up to this size are joined into one write; larger ones are written from where they lie."""
 
