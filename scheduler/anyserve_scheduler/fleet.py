@@ -1,0 +1,201 @@
+"""What the scheduler knows of its replicas, as values: views, snapshots and what changes them."""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import overload
+
+import attrs
+
+from anyserve.capability import Capability
+from anyserve_scheduler.persistent import PersistentMap
+
+
+class ReplicaState(enum.StrEnum):
+    """How far a replica that holds a lease can be counted on."""
+
+    LIVE = "live"
+    SUSPECT = "suspect"
+    """Silent for over one interval; it may still answer."""
+    DRAINING = "draining"
+    """It finishes what it has and takes nothing new."""
+
+
+@attrs.frozen
+class Load:
+    """What one offer's requests do, as its replica reported it."""
+
+    running: int
+    queued: int
+    slots: int
+    """Requests that may run at once, in all workers."""
+    expected_wait: float
+    """Seconds until a new request would start; 0 where a slot is free."""
+    tokens_per_second: float = 0.0
+
+
+@attrs.frozen
+class OfferView:
+    """One capability of one replica."""
+
+    capability: Capability
+    version: str
+    load: Load
+    queue_limit: int
+    """Requests that may wait."""
+    decoupled: bool
+    """A request may have any number of responses."""
+    loadable: bool = False
+    """Offered on demand: not loaded, but could be."""
+
+
+@attrs.frozen
+class ReplicaView:
+    """One replica that holds a lease."""
+
+    id: str
+    epoch: int
+    """The registration that this is; larger than all that came before it."""
+    address: str
+    state: ReplicaState
+    offers: Mapping[str, OfferView]
+    """By the capability's name; not to be written to."""
+    reported: float
+    """When its load was last heard, in seconds on the scheduler's clock."""
+
+
+class ChangeKind(enum.StrEnum):
+    """What a change is about, so that a watcher can skip what it does not follow."""
+
+    JOINED = "joined"
+    """A replica that was not there, or a new epoch of one that was."""
+    CHANGED = "changed"
+    """Its address, state or offers are others; its load may be too."""
+    REPORTED = "reported"
+    """Nothing but the load of its offers, and when it was heard."""
+    LEFT = "left"
+
+
+@attrs.frozen
+class Change:
+    """One step from a fleet to the next."""
+
+    version: int
+    """That of the fleet after it: one more than before it."""
+    kind: ChangeKind
+    id: str
+    replica: ReplicaView | None
+    """As it is now; None when it left."""
+
+
+@attrs.frozen(eq=False)
+class _Replicas(Sequence[ReplicaView]):
+    """The views of some replicas, looked up one by one when they are asked for."""
+
+    _ids: tuple[str, ...]
+    _replicas: Mapping[str, ReplicaView]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> ReplicaView: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ReplicaView]: ...
+    def __getitem__(self, index: int | slice) -> ReplicaView | Sequence[ReplicaView]:
+        if isinstance(index, slice):
+            return _Replicas(self._ids[index], self._replicas)
+        return self._replicas[self._ids[index]]
+
+
+_Index = PersistentMap[tuple[str, ...]]
+"""Ids of replicas, sorted, by the names of needs that they satisfy."""
+
+
+@attrs.frozen
+class Fleet:
+    """All replicas at one moment. Immutable; `after` shares with it all that has not changed."""
+
+    version: int = 0
+    """Grows by one with each change."""
+    replicas: PersistentMap[ReplicaView] = attrs.field(factory=PersistentMap)
+    """By id, in the order of the ids."""
+    _serving: _Index = attrs.field(factory=PersistentMap, eq=False, repr=False)
+    _loadable: _Index = attrs.field(factory=PersistentMap, eq=False, repr=False)
+
+    @classmethod
+    def of(cls, replicas: Iterable[ReplicaView]) -> Fleet:
+        """A fleet of these, each of which has joined in a change of its own."""
+        fleet = cls()
+        for replica in replicas:
+            fleet = fleet.after(Change(fleet.version + 1, ChangeKind.JOINED, replica.id, replica))
+        return fleet
+
+    def offering(self, name: str) -> Sequence[ReplicaView]:
+        """The replicas that serve a need of the bare `name`, in the order of their ids.
+
+        Live and suspect ones, whose offers of that name or of a kind of it are loaded. Neither
+        this nor an element of it costs more in a larger fleet.
+        """
+        return _Replicas(self._serving.get(name, ()), self.replicas)
+
+    def loadable(self, name: str) -> Sequence[ReplicaView]:
+        """The replicas that could load what serves a need of the bare `name`, as `offering`."""
+        return _Replicas(self._loadable.get(name, ()), self.replicas)
+
+    def after(self, change: Change) -> Fleet:
+        """The fleet that `change` makes of this one; `ValueError` unless it is the next change."""
+        if change.version != self.version + 1:
+            raise ValueError(f"change {change.version} does not follow version {self.version}")
+        if change.replica is None:
+            replicas = self.replicas.without(change.id)
+        else:
+            replicas = self.replicas.with_item(change.id, change.replica)
+        if change.kind is ChangeKind.REPORTED:
+            return Fleet(change.version, replicas, self._serving, self._loadable)
+        old, new = self.replicas.get(change.id), change.replica
+        return Fleet(
+            change.version,
+            replicas,
+            _reindexed(self._serving, change.id, _served(old), _served(new)),
+            _reindexed(self._loadable, change.id, _loadable(old), _loadable(new)),
+        )
+
+
+def _served(replica: ReplicaView | None) -> frozenset[str]:
+    """The bare names that `replica` serves: those of its loaded offers, and their ancestors."""
+    if replica is None or replica.state is ReplicaState.DRAINING:
+        return frozenset()
+    return _with_ancestors(name for name, offer in replica.offers.items() if not offer.loadable)
+
+
+def _loadable(replica: ReplicaView | None) -> frozenset[str]:
+    """The bare names that `replica` could serve if it loaded what it offers on demand."""
+    if replica is None or replica.state is ReplicaState.DRAINING:
+        return frozenset()
+    return _with_ancestors(name for name, offer in replica.offers.items() if offer.loadable)
+
+
+def _with_ancestors(names: Iterable[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for name in names:
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition(".")[0]
+    return frozenset(found)
+
+
+def _reindexed(index: _Index, id: str, old: frozenset[str], new: frozenset[str]) -> _Index:
+    """`index` with the replica under the `new` names and no longer under the `old` ones."""
+    for name in old - new:
+        ids = index[name]
+        at = bisect.bisect_left(ids, id)
+        rest = ids[:at] + ids[at + 1 :]
+        index = index.with_item(name, rest) if rest else index.without(name)
+    for name in new - old:
+        ids = index.get(name, ())
+        at = bisect.bisect_left(ids, id)
+        index = index.with_item(name, (*ids[:at], id, *ids[at:]))
+    return index
