@@ -137,6 +137,7 @@ def test_a_file_knows_its_services_and_imports() -> None:
     assert loaded["inference.proto"].imports == ("model_config.proto",)
     assert sorted(name for file in loaded.values() for name in file.services) == [
         "anyserve.v1.Admin",
+        "anyserve.v1.Scheduler",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
