@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import attrs
@@ -13,7 +13,11 @@ _LEAST_BUCKETS = 32
 """A power of two, as is every number of buckets."""
 
 
-@attrs.frozen(eq=False)
+def _empty() -> Sequence[dict[str, Value]]:
+    return [{}] * _LEAST_BUCKETS
+
+
+@attrs.frozen(eq=False, repr=False)
 class PersistentMap(Mapping[str, Value]):
     """An immutable map from text; `with_item` and `without` give another one.
 
@@ -21,8 +25,8 @@ class PersistentMap(Mapping[str, Value]):
     n. Iteration is in the order of the keys, the same in every process; it sorts them.
     """
 
-    _buckets: tuple[dict[str, Value], ...] = ({},) * _LEAST_BUCKETS
-    """Never written to once they are here."""
+    _buckets: Sequence[dict[str, Value]] = attrs.field(factory=_empty)
+    """Neither it nor a bucket is written to once it is here."""
     _size: int = 0
 
     def __getitem__(self, key: str) -> Value:
@@ -39,29 +43,31 @@ class PersistentMap(Mapping[str, Value]):
 
     def with_item(self, key: str, value: Value) -> PersistentMap[Value]:
         """This map with `value` under `key`, whether that was there or not."""
-        buckets = self._buckets
+        buckets = list(self._buckets)
         index = hash(key) & (len(buckets) - 1)
         bucket = buckets[index].copy()
         bucket[key] = value
         size = self._size + len(bucket) - len(buckets[index])
+        buckets[index] = bucket
         if size > len(buckets) ** 2:
-            return _spread({**dict(self.items()), key: value}, 2 * len(buckets))
-        return PersistentMap((*buckets[:index], bucket, *buckets[index + 1 :]), size)
+            buckets = _spread(buckets)
+        return PersistentMap(buckets, size)
 
     def without(self, key: str) -> PersistentMap[Value]:
         """This map without `key`; itself where that is not there."""
-        buckets = self._buckets
-        index = hash(key) & (len(buckets) - 1)
-        if key not in buckets[index]:
+        index = hash(key) & (len(self._buckets) - 1)
+        if key not in self._buckets[index]:
             return self
-        bucket = buckets[index].copy()
-        del bucket[key]
-        return PersistentMap((*buckets[:index], bucket, *buckets[index + 1 :]), self._size - 1)
+        buckets = list(self._buckets)
+        buckets[index] = buckets[index].copy()
+        del buckets[index][key]
+        return PersistentMap(buckets, self._size - 1)
 
 
-def _spread(items: dict[str, Value], buckets: int) -> PersistentMap[Value]:
-    """A map of `items` in so many `buckets`."""
-    spread: tuple[dict[str, Value], ...] = tuple({} for _ in range(buckets))
-    for key, value in items.items():
-        spread[hash(key) & (buckets - 1)][key] = value
-    return PersistentMap(spread, len(items))
+def _spread(buckets: Sequence[dict[str, Value]]) -> list[dict[str, Value]]:
+    """What lies in `buckets`, in twice as many."""
+    spread: list[dict[str, Value]] = [{} for _ in range(2 * len(buckets))]
+    for bucket in buckets:
+        for key, value in bucket.items():
+            spread[hash(key) & (len(spread) - 1)][key] = value
+    return spread

@@ -1,0 +1,93 @@
+"""What the scheduler's registry costs: µs for a report, a snapshot and a look-up by name.
+
+python -m benchmarks.scheduler_registry
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import attrs
+
+from anyserve.capability import Capability
+from anyserve_scheduler.fleet import Load, OfferView
+from anyserve_scheduler.registration import Registration, Report
+from anyserve_scheduler.registry import MemoryRegistry
+from benchmarks.tables import number, table
+
+REPLICAS = 1_000
+CAPABILITIES = tuple(
+    f"{name}.{kind}" for name in ("decode", "prefill", "embedding", "rank") for kind in ("a", "b")
+)
+_ROUNDS = 5
+_REPORTS = 10
+"""Of each replica in a round."""
+_LOADS = tuple(Load(running, 3, 8, 0.25, 80.0) for running in range(1, 8))
+
+
+@attrs.define
+class _Fleet:
+    """A registry whose replicas report in turn, 2 s apart each."""
+
+    registry: MemoryRegistry = attrs.field(factory=MemoryRegistry)
+    epochs: dict[str, int] = attrs.field(factory=dict)
+    sequence: int = 0
+    now: float = 0.0
+
+    def register(self) -> None:
+        """Let all join."""
+        offers = [OfferView(Capability(name), "1", _LOADS[0], 64, True) for name in CAPABILITIES]
+        for index in range(REPLICAS):
+            id = f"replica-{index:04}"
+            registration = Registration(id, b"instance", f"10.0.0.1:{index + 1}", offers)
+            self.epochs[id] = self.registry.register(registration, self.now).epoch
+
+    def report(self, loads: int) -> None:
+        """Let each report once, so many of its loads."""
+        self.sequence += 1
+        named = dict.fromkeys(CAPABILITIES[:loads], _LOADS[self.sequence % len(_LOADS)])
+        report = Report(self.sequence, named)
+        for id, epoch in self.epochs.items():
+            self.now += 2.0 / REPLICAS
+            self.registry.report(id, epoch, report, self.now)
+
+    def snapshot(self) -> None:
+        """Take one, and find out who offers what, as often as there are replicas."""
+        for _ in range(REPLICAS):
+            self.registry.fleet()
+
+    def offering(self) -> None:
+        """Find who serves a name and look at two of them, as often as there are replicas."""
+        fleet = self.registry.fleet()
+        for index in range(REPLICAS):
+            found = fleet.offering("decode")
+            _ = found[index], found[REPLICAS - 1 - index]
+
+
+def run() -> None:
+    """Print the table."""
+    fleet = _Fleet()
+    rows = [("a registration", _cpu(fleet.register, 1))]
+    for loads in (0, 1, 2, 4, 8):
+        what = f"a report of {loads} of {len(CAPABILITIES)} loads"
+        rows.append((what, _least(lambda loads=loads: fleet.report(loads))))
+    rows.append(("a snapshot", _least(fleet.snapshot)))
+    rows.append(("a look-up by name, and two views", _least(fleet.offering)))
+    print(table(("", "CPU µs"), [(what, number(each)) for what, each in rows]))
+
+
+def _least(action: Callable[[], None]) -> float:
+    """µs of CPU an operation, the best of the rounds."""
+    return min(_cpu(action, _REPORTS) for _ in range(_ROUNDS))
+
+
+def _cpu(action: Callable[[], None], times: int) -> float:
+    start = time.process_time()
+    for _ in range(times):
+        action()
+    return (time.process_time() - start) / (times * REPLICAS) * 1e6
+
+
+if __name__ == "__main__":
+    run()
