@@ -8,6 +8,7 @@ import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.app import App, AppError, load_app
+from anyserve.burst import each_turn
 from anyserve.replica.group import Group
 from anyserve.replica.local import LocalExecutor
 from anyserve.replica.worker_link import WorkerFailed
@@ -90,7 +91,9 @@ class LocalWorker(Actor[None]):
             context.started()
             reason = f"worker {self._name} has failed"
             try:
-                await stopping.wait()
+                # What the handlers that run in one turn send goes out together.
+                with each_turn():
+                    await stopping.wait()
                 reason = f"worker {self._name} is stopping"
             finally:
                 self._group.on_down(executor, reason)

@@ -29,7 +29,7 @@ _KEPT_HEAD = 1024
 """Bytes of the longest head whose plan is kept."""
 
 
-@attrs.frozen
+@attrs.define  # frozen costs more to make, and each request makes one
 class Opened:
     """A request that has passed every check."""
 

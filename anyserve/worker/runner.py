@@ -76,34 +76,38 @@ class HandlerRunner:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._plans = Plans(handler.offer)
-
-    @property
-    def name(self) -> str:
+        self.name = handler.offer.name
         """The capability."""
-        return self._handler.offer.name
 
     async def run(self, incoming: Incoming, sink: Sink) -> Ending:
-        """Run the handler in the context's cancel scope, handing those of a stream to `sink`.
+        """As `run_in_scope`, but entering the context's scope; its end is in the `Ending` too."""
+        context = incoming.context
+        try:
+            with context.cancel_scope:
+                return await self.run_in_scope(incoming, sink)
+        except Exception:
+            log.exception("a request of %r failed while it was cancelled", self.name)
+        return cut_off(context)
 
-        Waits for the handler, bounded by the scope and the deadline; cancelled, a blocking
-        handler's thread is waited for, since it can't be ended. Whatever goes wrong is in the
-        `Ending`: the request's own faults, errors that the handler raised on purpose, `Internal`
-        for all others, `DeadlineExceeded` and `Cancelled` for the scope's end.
+    async def run_in_scope(self, incoming: Incoming, sink: Sink) -> Ending:
+        """Run the handler, handing the responses of a stream to `sink`.
+
+        The context's cancel scope is one that the caller is in; the request's deadline becomes its
+        own. Waits for the handler, bounded by the scope; cancelled, a blocking handler's thread is
+        waited for, since it can't be ended. Raises nothing but the cancellation, for which the
+        ending is `cut_off`. Whatever else goes wrong is in the `Ending`: the request's own faults,
+        errors that the handler raised on purpose, and `Internal` for all others.
         """
         context = incoming.context
         if context.deadline != math.inf:
             context.cancel_scope.deadline = context.deadline
         try:
-            with context.cancel_scope:
-                return await self._run(incoming, sink)
+            return await self._run(incoming, sink)
         except AnyServeError as error:
             return Ending(error=error)
         except Exception as error:
             log.exception("a request of %r failed outside its handler", self.name)
             return Ending(error=Internal(f"{type(error).__name__}: {error}"))
-        if trio.current_time() >= context.deadline:
-            return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
-        return Ending(error=Cancelled("the request was cancelled"))
 
     async def _run(self, incoming: Incoming, sink: Sink) -> Ending:
         """Check the request, run the handler, encode what it gives."""
@@ -129,6 +133,15 @@ class HandlerRunner:
             context.logger.exception("the handler of %r failed", self.name)
             raise Internal(f"{type(error).__name__}: {error}") from error
         return Ending(opened.batch)
+
+
+def cut_off(context: Context) -> Ending:
+    """How a request ended whose handler was cancelled."""
+    if not context.cancel_scope.cancel_called:
+        return Ending(error=Cancelled("the app is stopping"))
+    if trio.current_time() >= context.deadline:
+        return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
+    return Ending(error=Cancelled("the request was cancelled"))
 
 
 def _is_cancellation(error: BaseException) -> bool:
