@@ -58,26 +58,29 @@ class Execution:
     one `Outcome`, and a worker that still runs it is told to stop.
     """
 
+    # What most requests never change.
+    _span: tracing.OpenSpan | None = None
+    _deadline: Deadline | None = None
+    _pool: Pool | None = None
+    _ticket: Ticket | None = None
+    _others: Sequence[Pool] = ()
+    _seat: Seat | None = None
+    _exchange: Exchange | None = None
+    _open: OpenSequence | None = None
+    _submitted = _answered = _retried = False
+    _over = True
+    """Or not begun."""
+    _batch = 1
+
     def __init__(
         self, dispatcher: Dispatcher, call: Call, consumer: Consumer, name: str = "request"
     ) -> None:
         """name: of its span in a trace."""
         self._dispatcher = dispatcher
         self._name = name
-        self._span: tracing.OpenSpan | None = None
         self._call = call
         self._consumer = consumer
         self._arrived = self._started = now()
-        self._deadline: Deadline | None = None
-        self._pool: Pool | None = None
-        self._ticket: Ticket | None = None
-        self._others: Sequence[Pool] = ()
-        self._seat: Seat | None = None
-        self._exchange: Exchange | None = None
-        self._open: OpenSequence | None = None
-        self._submitted = self._answered = self._retried = False
-        self._over = True  # or not begun
-        self._batch = 1
 
     @property
     def offer(self) -> Offer:

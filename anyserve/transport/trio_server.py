@@ -46,11 +46,11 @@ class _Wire(Stream):
 
     scope: trio.CancelScope
     """Of a call that runs as a task."""
+    begin: Callable[[], None] | None = None
+    """Begins the call with the first bytes of its message, where they decide how."""
 
     def __init__(self, connection: _Connection, stream_id: int) -> None:
         super().__init__(connection, stream_id)
-        self.begin: Callable[[], None] | None = None
-        """Begins the call with the first bytes of its message, where they decide how."""
         self.on_lost: Callable[[], None] = nothing
 
     def arrived(self, data: bytes, ended: bool) -> None:

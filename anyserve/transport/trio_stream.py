@@ -26,24 +26,26 @@ _PUSHES = 4
 class Stream:
     """A `WireStream`, but for what makes it a server's or a client's."""
 
+    # What most streams change once, if at all.
+    closed = False
+    """Whether HTTP/2 knows it no more."""
+    peer_ended = False
+    """Whether the peer has said all it had to say."""
+    left = False
+    """Whether nobody here wants anything of it any more."""
+    _failure: AnyServeError | None = None
+    _begun = False
+    _ended = False
+
     def __init__(self, connection: Connection, stream_id: int) -> None:
         self.id = stream_id
         self.peer = connection.peer
-        self.closed = False
-        """Whether HTTP/2 knows it no more."""
-        self.peer_ended = False
-        """Whether the peer has said all it had to say."""
         self.may_send = Waiter()
         """Where the sender waits, for the stream's window or for its turn at the connection."""
-        self.left = False
-        """Whether nobody here wants anything of it any more."""
         self._connection = connection
         self._http2 = connection.http2
         self._chunks: list[bytes] = []
         self._news = Waiter()
-        self._failure: AnyServeError | None = None
-        self._begun = False
-        self._ended = False
 
     async def receive(self) -> list[bytes]:
         """See `WireStream`; returns without a turn of the loop where something is here."""
