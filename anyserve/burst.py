@@ -22,8 +22,11 @@ _log = logging.getLogger("anyserve")
 class Outlet(Protocol):
     """Something that gathers output."""
 
-    def settle(self) -> bool:
-        """Write what has gathered, as far as the socket takes it now; whether a task was woken."""
+    def settle(self) -> None:
+        """Write what has gathered, as far as the socket takes it now.
+
+        It says `woke` where that may have let a task go on.
+        """
         ...
 
 
@@ -36,6 +39,8 @@ class _State(threading.local):
         """When the burst that is open began; None where none is."""
         self.bursts = 0
         self.turns = 0
+        self.woken = False
+        """Whether a task may go on that could not before."""
 
 
 _state = _State()
@@ -56,15 +61,18 @@ def now() -> float:
     return trio.current_time() if began is None else began
 
 
-def _settle() -> bool:
-    """Settle all that is due, and what becomes due by that; whether a task was woken."""
+def woke() -> None:
+    """A task may go on: at the end of a turn, Trio would not see that by itself."""
+    _state.woken = True
+
+
+def _settle() -> None:
+    """Settle all that is due, and what becomes due by that."""
     due = _state.due
-    woken = False
     while due:
         outlet = next(iter(due))
         del due[outlet]
-        woken |= outlet.settle()
-    return woken
+        outlet.settle()
 
 
 class _Burst:
@@ -97,15 +105,17 @@ class _Turn(trio.abc.Instrument):
     """Settles when all tasks that could run have, before Trio waits for what comes next."""
 
     def before_io_wait(self, timeout: float) -> None:
-        if not _state.due:
+        state = _state
+        if not state.due:
             return
+        state.woken = False
         try:
-            woken = _settle()
+            _settle()
         except Exception:
             # Trio would take the instrument out, and all that is sent later would stay here.
             _log.exception("an outlet can't be settled")
-            woken = True
-        if woken:
+            state.woken = True
+        if state.woken:
             # Trio has seen no task to run, and may wait for long.
             trio.lowlevel.current_trio_token().run_sync_soon(_nothing, idempotent=True)
 

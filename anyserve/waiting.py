@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import trio
 
+from anyserve.burst import woke
+
 
 class Waiter:
     """Wakes the one task that waits, if there is one; whoever waits looks first."""
@@ -21,6 +23,7 @@ class Waiter:
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
+            woke()
 
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None

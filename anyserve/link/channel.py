@@ -57,18 +57,16 @@ class FrameChannel:
             if not defer(self):
                 self._writer.wake()
 
-    def settle(self) -> bool:
+    def settle(self) -> None:
         """See `Outlet`; the writer does the rest."""
         if not self._unsent and not self._closed:
             self._due = False
             self._gather()
             with suppress(LinkClosed):  # the reader sees the end of file
                 self._write_some()
-        if not self._unsent:
-            return False
-        self._due = True
-        self._writer.wake()
-        return True
+        if self._unsent:
+            self._due = True
+            self._writer.wake()
 
     async def run_writer(self) -> None:
         """Write what `send` queues, until cancelled. Raises `LinkClosed` when nobody reads."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import trio
 from anyserve_actors import tracing
 
 from anyserve.burst import now
@@ -228,6 +229,9 @@ class Execution:
         assert pool is not None
         if self._open is not None:
             self._open.seat = seat
+        if self._call.deadline != math.inf and trio.current_time() >= self._call.deadline:
+            pool.release(seat)
+            raise DeadlineExceeded("the deadline passed before the request was started")
         try:
             self._exchange = seat.executor.submit(self._call, pool.offer, self)
         except WorkerLost as lost:
@@ -298,6 +302,6 @@ class Execution:
             )
 
     def _outcome(self, error: AnyServeError) -> Outcome:
-        if isinstance(error, DeadlineExceeded) and now() >= self._call.deadline:
+        if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:
             return Outcome.EXPIRED
         return Outcome.FAILED if self._submitted else Outcome.REFUSED

@@ -20,6 +20,7 @@ from anyserve_actors import (
     Tree,
 )
 
+from anyserve.burst import each_turn
 from anyserve.objects.arena import Arena
 from anyserve.objects.regions import Regions
 from anyserve.objects.segments import new_prefix, sweep
@@ -167,7 +168,8 @@ class Replica:
         """
         async with open_wire(self._config.transport) as self._serve, self._tree.running():
             self._update_health()
-            yield
+            with each_turn():
+                yield
 
     @property
     def address(self) -> TcpAddress:

@@ -16,7 +16,7 @@ from anyserve_protos.inference import (
 )
 
 from anyserve.burst import defer
-from anyserve.errors import AnyServeError, Unavailable
+from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
 from anyserve.link.frames import Buffer
 from anyserve.replica.exchange import Reply, nothing
 from anyserve.replica.inference import Accepted, Inference, scan
@@ -96,7 +96,7 @@ class StreamedInference:
         if not self._sending and not defer(self):
             self.settle()
 
-    def settle(self) -> bool:
+    def settle(self) -> None:
         """See `Outlet`; the sender does what there is no room for."""
         outbox = self._outbox
         while outbox and not self._sending:
@@ -104,11 +104,15 @@ class StreamedInference:
             if not self._stream.send_messages_now(batch):
                 self._sending = True
                 self._sender.wake()
-                return True
+                return
             for _ in batch:
                 outbox.popleft()[1]()
         self._progress.wake()
-        return True
+
+    def ends_with(self, error: AnyServeError | None) -> bool:
+        """Whether the whole call ends by what a request ended with, and its status says so."""
+        late = isinstance(error, DeadlineExceeded)
+        return late and trio.current_time() >= self._stream.deadline
 
     def answered(self) -> None:
         """Send the answers whose turn it is."""
@@ -189,6 +193,8 @@ class _Ordered:
         """It has its answer."""
         self._inference = None
         if isinstance(result, AnyServeError):
+            if self._stream.ends_with(result):
+                return
             self.answer = (_error(result, self._identity),), nothing
         else:
             self.answer = stream_response(*result.pieces, _IS_FINAL), result.release
@@ -221,6 +227,8 @@ class _Decoupled:
 
     def on_end(self, error: AnyServeError | None) -> None:
         """See `Consumer`."""
+        if self._stream.ends_with(error):
+            return
         if error is not None:
             self._stream.emit((_error(error, self._accepted.head.id),))
         elif self._accepted.head.parameters.get(EMPTY_FINAL) is True:

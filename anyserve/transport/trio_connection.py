@@ -133,7 +133,7 @@ class Connection:
             if not defer(self):
                 self._writer.wake()
 
-    def settle(self) -> bool:
+    def settle(self) -> None:
         """See `Outlet`; the writer does the rest."""
         if not self._unsent and self.ended is None:
             self._output_due = False
@@ -143,7 +143,6 @@ class Connection:
         if self._unsent or self.ended is not None:
             self._output_due = True
             self._writer.wake()
-        return True  # events that came with the output may have woken any
 
     def push(self) -> None:
         """Write what is queued at once, and not with what gathers in this turn of the loop."""

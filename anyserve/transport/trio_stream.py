@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from anyserve.burst import woke
 from anyserve.errors import AnyServeError, Cancelled
 from anyserve.transport.headers import Headers
 from anyserve.transport.http2 import StreamGone
@@ -156,6 +157,7 @@ class Stream:
     def lost(self, error: AnyServeError) -> None:
         """It has failed with `error`, which ends every wait at it."""
         self.closed = True
+        woke()  # a server has cancelled the call
         if self._failure is None:
             self._failure = error
         self._news.wake()
