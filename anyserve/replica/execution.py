@@ -105,11 +105,10 @@ class Execution:
             if self._arrived >= call.deadline:
                 raise DeadlineExceeded("the deadline passed before the request was started")
             self._place(pools)
-        except AnyServeError as error:
-            self._finish(self._outcome(error))
-            raise
-        except BaseException:
-            self._finish(Outcome.FAILED)
+        except BaseException as error:
+            self._consumer = _NOBODY
+            declared = isinstance(error, AnyServeError)
+            self._finish(self._outcome(error) if declared else Outcome.FAILED)
             raise
         if call.deadline != math.inf and not self._over:
             self._deadline = dispatcher.deadlines.add(call.deadline, self._expire)
@@ -124,6 +123,7 @@ class Execution:
 
         error: what the request failed with, where the consumer found something wrong.
         """
+        self._consumer = _NOBODY
         if self._over:
             return
         self._stop()
@@ -155,10 +155,9 @@ class Execution:
 
     def on_turn(self) -> None:
         """The requests of its sequence before it have ended."""
-        assert self._pool is not None
         self._started = now()
         try:
-            self._take_pinned(self._pool)
+            self._take_pinned()
         except AnyServeError as error:
             self._end(error)
 
@@ -187,7 +186,7 @@ class Execution:
     def _place(self, pools: Sequence[Pool], refused: AnyServeError | None = None) -> None:
         """A slot, or a place in the queue, in the least powerful pool that takes the call."""
         if self._call.sequence is not None and refused is None:
-            self._take_turn(pools[0])
+            self._take_turn()
             return
         for index, pool in enumerate(pools):
             try:
@@ -204,8 +203,10 @@ class Execution:
         assert refused is not None
         raise refused
 
-    def _take_turn(self, pool: Pool) -> None:
+    def _take_turn(self) -> None:
         """A slot on the worker that holds the sequence, after the requests before this one."""
+        pool = self._pool  # where the sequence is, whatever else is loaded meanwhile
+        assert pool is not None
         assert self._call.sequence is not None
         pool.check_serving()
         if self._open is None:
@@ -213,9 +214,11 @@ class Execution:
             self._open = sequences.enter(self._call.sequence, self._arrived)
             if not self._open.take_turn(self):
                 return
-        self._take_pinned(pool)
+        self._take_pinned()
 
-    def _take_pinned(self, pool: Pool) -> None:
+    def _take_pinned(self) -> None:
+        pool = self._pool
+        assert pool is not None
         assert self._open is not None
         place = pool.acquire(self, self._call.deadline, self._open.seat)
         if isinstance(place, Seat):
@@ -264,8 +267,9 @@ class Execution:
 
     def _end(self, error: AnyServeError | None) -> None:
         if not self._over:
-            consumer = self._consumer
             self._finish(Outcome.ANSWERED if error is None else self._outcome(error))
+            # Another, whose turn that made it, may have had this one cancelled.
+            consumer, self._consumer = self._consumer, _NOBODY
             consumer.on_end(error)
 
     def _stop(self) -> None:
@@ -279,7 +283,6 @@ class Execution:
     def _finish(self, outcome: Outcome) -> None:
         """Count it, and let go of all that it held but the slot."""
         self._over = True
-        self._consumer = _NOBODY
         ended = now()
         dispatcher, pool = self._dispatcher, self._pool
         if self._deadline is not None:

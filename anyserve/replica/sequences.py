@@ -52,6 +52,8 @@ class OpenSequence:
     """The worker that holds it, once its first request has one."""
     _requests: deque[InTurn] = attrs.field(factory=deque)
     """Its requests run one at a time, in the order they came; the first has its turn."""
+    _giving: bool = False
+    """Whether turns are being given: many may fail, one after the other."""
 
     @property
     def idle(self) -> bool:
@@ -61,14 +63,23 @@ class OpenSequence:
     def take_turn(self, request: InTurn) -> bool:
         """Whether it is the request's turn now; else `on_turn` says when it is."""
         self._requests.append(request)
-        return self._requests[0] is request
+        return self._requests[0] is request and not self._giving
 
     def give_turn(self, request: InTurn) -> None:
         """The request has ended, or waits no more."""
         had_turn = self._requests[0] is request
         self._requests.remove(request)
-        if had_turn and self._requests:
-            self._requests[0].on_turn()
+        if not had_turn or self._giving:
+            return
+        self._giving = True
+        try:
+            while self._requests:
+                first = self._requests[0]
+                first.on_turn()
+                if self._requests and self._requests[0] is first:
+                    return
+        finally:
+            self._giving = False
 
 
 class Sequences:

@@ -28,6 +28,7 @@ from anyserve.messages import Sequence
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
+from anyserve.replica.execution import Execution
 from anyserve.replica.pool import State
 from anyserve.replica.statistics import Outcome
 
@@ -74,6 +75,21 @@ class ManualExecutor:
     @property
     def order(self) -> list[str]:
         return [call.request_id for call in self.calls]
+
+
+@attrs.define
+class Listening:
+    """A consumer that keeps what it hears of the end."""
+
+    heard: list[AnyServeError | None]
+    then: Callable[[], None] = lambda: None
+
+    def on_reply(self, reply: Reply) -> None:
+        reply.release()
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        self.heard.append(error)
+        self.then()
 
 
 def serving(*executors: ManualExecutor, **offer: Any) -> Dispatcher:
@@ -452,6 +468,51 @@ async def test_a_sequence_does_not_move_to_another_worker_when_its_own_dies_unde
         one.lost("it died")
     assert isinstance(results[0][1], Unavailable)
     assert two.order == []
+
+
+async def test_a_long_sequence_whose_worker_dies_is_refused_to_its_last_request() -> None:
+    executor = ManualExecutor()
+    dispatcher = serving(executor, sequence=True)
+    heard: list[AnyServeError | None] = []
+    for number in range(3_000):
+        call = in_sequence(str(number), start=not number)
+        Execution(dispatcher, call, Listening(heard)).start()
+    dispatcher.worker_down(executor, "it died")
+    executor.lost("it died")
+    assert len(heard) == 3_000
+    assert all(isinstance(error, Unavailable) for error in heard)
+    assert dispatcher.in_flight == 0
+
+
+async def test_a_sequence_is_retried_where_it_is_whatever_was_loaded_since() -> None:
+    plain, heavy = ManualExecutor("plain"), ManualExecutor("heavy")
+    dispatcher = Dispatcher()
+    dispatcher.worker_up(plain, [Offer(Capability("echo"), sequence=True)])
+    dispatcher.worker_up(heavy, [Offer(Capability("echo.heavy"), sequence=True, idempotent=True)])
+    dispatcher.set_state("echo.heavy", State.READY)
+    heard: list[AnyServeError | None] = []
+    Execution(dispatcher, in_sequence("a", start=True), Listening(heard)).start()
+    dispatcher.set_state("echo", State.READY)
+    heavy.lost("it died, and the dispatcher hears of it by this request")
+    assert heavy.order == ["a"]
+    assert plain.order == []
+    assert [type(error) for error in heard] == [Unavailable]
+    assert [pool.running for pool in dispatcher.pools] == [0, 0]
+
+
+async def test_whoever_cancels_hears_no_more_even_while_the_end_is_on_its_way() -> None:
+    """The end of one request gives the turn to another, whose end may have the first cancelled."""
+    executor = ManualExecutor()
+    dispatcher = serving(executor, sequence=True)
+    heard: list[AnyServeError | None] = []
+    first = Execution(dispatcher, in_sequence("a", start=True), Listening(heard))
+    second = Execution(dispatcher, in_sequence("b"), Listening([], then=first.cancel))
+    first.start()
+    second.start()
+    dispatcher.worker_down(executor, "it died")
+    executor.lost("it died")
+    assert heard == []
+    assert dispatcher.in_flight == 0
 
 
 async def test_every_call_ends_in_exactly_one_outcome(
