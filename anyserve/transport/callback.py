@@ -59,7 +59,11 @@ class Callback:
         message = await stream.recv_message()
         call = _CallOfTask(stream)
         try:
-            self.begin(call, message)
+            try:
+                self.begin(call, message)
+            except Exception:
+                call.on_gone = nothing  # it knows
+                raise
             await call.ended.wait()
         except BaseException:
             call.give_up()
