@@ -34,10 +34,11 @@ class Delta:
     """`stop`: the model or a stop string ended it; `length`: max_tokens or the context did."""
 
 
-def prompt_is_read(chunk: dict[str, Any]) -> bool:
-    """Whether `chunk` says that all of the prompt has been computed."""
+def prompt_left(chunk: dict[str, Any]) -> float | None:
+    """What share of the prompt is still to be computed, from 0 to 1; None where `chunk` says
+    nothing of it."""
     progress = chunk.get("prompt_progress")
-    return progress is not None and bool(progress["processed"] >= progress["total"])
+    return None if progress is None else 1 - progress["processed"] / progress["total"]
 
 
 def read_chunk(chunk: dict[str, Any]) -> Delta | None:

@@ -11,13 +11,14 @@ import attrs
 import trio
 
 from anyserve.engines.text.constraints import constraint
-from anyserve.engines.text.deltas import Delta, error_from, prompt_is_read, read_chunk
+from anyserve.engines.text.deltas import Delta, error_from, prompt_left, read_chunk
 from anyserve.engines.text.gate import PromptGate
+from anyserve.engines.text.handover import Bell, Handover
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.prompts import Message, Prompt, check_prompt
 from anyserve.engines.text.sampling import Sampling
 from anyserve.engines.text.settings import TextSettings, model_name
-from anyserve.errors import AnyServeError, InvalidArgument, Unavailable
+from anyserve.errors import InvalidArgument, Unavailable
 
 AHEAD = 32
 """Pieces that a text may be ahead of its reader before its thread waits. What the native side
@@ -28,29 +29,30 @@ _SEEDS = 2**32 - 1
 
 @attrs.define(eq=False)
 class _Generation:
-    """One text on its way: the native thread's end of the channel, and how it went."""
+    """One text on its way: what its thread does, and what it gives."""
 
     body: bytes
     chat: bool
     length: int
     """Characters of the prompt."""
-    send: trio.MemorySendChannel[Delta]
+    deltas: Handover[Delta]
     gate: PromptGate
+    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    error: AnyServeError | None = None
-    """What ended it before its time; read by the reader when the channel is at its end."""
-    _inside: bool = False
+    _computing: int = 0
+    """Characters of the prompt that the gate counts."""
     _lost: BaseException | None = None
     """What the native side would have lost: also Trio's `Cancelled`."""
 
     async def enter(self) -> None:
         await self.gate.enter(self.length)
-        self._inside = True
+        self._computing = self.length
 
-    def leave(self) -> None:
-        if self._inside:
-            self._inside = False
-            self.gate.leave(self.length)
+    def leave(self, left: int = 0) -> None:
+        """Tell the gate that only that many characters are still to be computed."""
+        if left < self._computing:
+            self.gate.leave(self._computing - left)
+            self._computing = left
 
     def on_chunk(self, data: bytes) -> bool:
         """Hand a chunk over to Trio, in the native call's thread; True ends the native call.
@@ -60,11 +62,12 @@ class _Generation:
         try:
             trio.from_thread.check_cancelled()
             chunk = json.loads(data)
-            if prompt_is_read(chunk):
-                trio.from_thread.run_sync(self.leave)
+            left = prompt_left(chunk)
+            if left is not None:
+                self.token.run_sync_soon(self.leave, int(left * self.length))
             delta = read_chunk(chunk)
             if delta is not None:
-                trio.from_thread.run(self.send.send, delta)
+                self.deltas.put(delta)
         except BaseException as failure:
             self._lost = failure
             return True
@@ -89,6 +92,7 @@ class TextEngine:
     _slots: trio.CapacityLimiter
     """One token a native slot: what waits natively for a slot can't be cancelled."""
     _gate: PromptGate = attrs.field(factory=PromptGate)
+    _bell: Bell = attrs.field(factory=Bell)
     _closing: bool = False
 
     @classmethod
@@ -151,16 +155,16 @@ class TextEngine:
         length = check_prompt(prompt, self.max_context)
         if self._closing:
             raise Unavailable("the text engine is closing")
-        send, receive = trio.open_memory_channel[Delta](AHEAD)
         body = _body(prompt, sampling, self.settings.system_prompt)
         chat = not isinstance(prompt, str)
-        generation = _Generation(body, chat, length, send, self._gate)
+        deltas: Handover[Delta] = Handover(self._bell, AHEAD)
+        generation = _Generation(body, chat, length, deltas, self._gate)
         # The engine's nursery owns the thread, so that leaving here never waits for it.
         self._nursery.start_soon(self._serve, generation, name="text generation")
         pieces: list[str] = []
         finished = False
         try:
-            async for delta in receive:
+            async for delta in deltas:
                 if sampling.json_schema is not None and not sampling.stop:
                     pieces.append(delta.text)
                     _check_kept(pieces, delta.finish_reason)
@@ -168,25 +172,20 @@ class TextEngine:
                 yield delta
         finally:
             generation.scope.cancel()
-            receive.close()
-        if generation.error is not None:
-            raise generation.error
         if not finished:
             raise Unavailable("the text engine is closing")
 
     async def _serve(self, generation: _Generation) -> None:
-        """Run one text in a thread, and say how it ended by closing the channel."""
+        """Run one text in a thread, and tell its reader how it ended."""
         try:
             with generation.scope:
                 await generation.enter()
                 await trio.to_thread.run_sync(generation.run, self._native, limiter=self._slots)
-        except trio.BrokenResourceError:
-            pass  # the reader is gone
         except Exception as error:
-            generation.error = error_from(error)
+            generation.deltas.end(error_from(error))
         finally:
             generation.leave()
-            generation.send.close()
+            generation.deltas.end()
 
 
 def _check_kept(pieces: list[str], finish_reason: str | None) -> None:

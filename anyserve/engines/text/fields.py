@@ -10,6 +10,8 @@ import json
 from typing import Any
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 from anyserve.engines.text.deltas import Delta
 from anyserve.engines.text.prompts import Prompt, parse_messages
@@ -72,8 +74,8 @@ class TextRequest:
         values: dict[str, OutputValue] = {
             "text_output": text,
             "finish_reason": delta.finish_reason or "",
-            "num_input_tokens": delta.usage.prompt_tokens,
-            "num_output_tokens": delta.usage.output_tokens,
+            "num_input_tokens": _count(delta.usage.prompt_tokens),
+            "num_output_tokens": _count(delta.usage.output_tokens),
         }
         return Response(outputs={name: values[name] for name in OUTPUTS if name in self.outputs})
 
@@ -96,6 +98,12 @@ def read_request(request: Request) -> TextRequest:
         echo=echo,
         outputs=frozenset(name for name in OUTPUTS if _wanted(request, name)),
     )
+
+
+def _count(tokens: int) -> npt.NDArray[np.uint32]:
+    """An array, as it goes on the wire: the worker writes one into a response far faster than it
+    makes one of a number."""
+    return np.array([tokens], np.uint32)
 
 
 def _wanted(request: Request, output: str) -> bool:

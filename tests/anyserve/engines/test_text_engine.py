@@ -261,3 +261,15 @@ async def test_closing_the_engine_ends_texts_with_unavailable(native: NativeServ
             await until_begun(engine)
         with pytest.raises(Unavailable, match="closing"):
             await text(engine, PARIS)
+
+
+async def test_closing_the_engine_ends_a_text_that_waits_for_its_reader(
+    native: NativeServer,
+) -> None:
+    async with TextEngine.serving(native, TextSettings()) as engine:
+        slow = engine.generate("Once upon a time", Sampling(max_tokens=1000))
+        await anext(slow)
+        await text(engine, PARIS, max_tokens=text_engine.AHEAD * 2)  # it is far ahead by then
+        assert engine.busy == 1
+    with pytest.raises(Unavailable, match="closing"):
+        _ = [delta async for delta in slow]

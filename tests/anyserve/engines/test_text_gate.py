@@ -31,6 +31,21 @@ async def test_a_prompt_of_any_length_goes_in_alone(autojump_clock: trio.abc.Clo
     assert gate.computing == 1
 
 
+async def test_a_long_prompt_lets_others_in_when_little_of_it_is_left() -> None:
+    gate = PromptGate()
+    order: list[int] = []
+    await gate.enter(LIMIT * 10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(entering, gate, 100, order)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.leave(LIMIT * 9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert order == []
+        gate.leave(100)
+    assert order == [100]
+    assert gate.computing == LIMIT
+
+
 async def test_a_short_prompt_doesnt_overtake_a_long_one() -> None:
     gate = PromptGate()
     order: list[int] = []
