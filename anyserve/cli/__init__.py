@@ -1,4 +1,4 @@
-"""The `anyserve` command: `replica`, `infer`, `chat`, `tree` and `trace`."""
+"""The `anyserve` command: `replica`, `scheduler`, `infer`, `chat`, `tree`, `trace` and `fleet`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from anyserve import __version__
-from anyserve.cli import ask, look, replica
+from anyserve.cli import ask, fleet, look, replica, scheduler
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"anyserve {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     replica.add_command(commands)
+    scheduler.add_command(commands)
     ask.add_commands(commands)
     look.add_commands(commands)
-    options = parser.parse_args(argv)
+    fleet.add_command(commands)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == [scheduler.NAME]:
+        scheduler.run(arguments[1:])
+    options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
 

@@ -15,6 +15,7 @@ import trio
 from anyserve_actors import RestartIntensityExceeded
 
 from anyserve import __version__, collector, heap, logs
+from anyserve.cli.arguments import complain, count, names, place, port, say, seconds
 from anyserve.engines import BUILTINS
 from anyserve.errors import innermost
 from anyserve.offers import Offer
@@ -22,6 +23,7 @@ from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
 from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig
 from anyserve.replica.repository import Plan, StartError
+from anyserve.replica.scheduler_link import LinkConfig
 from anyserve.transport.listening import CannotListen
 from anyserve.transport.rpc import MIB, Limits
 from anyserve.transport.wires import WIRES
@@ -48,6 +50,8 @@ SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones g
 A second signal stops at once.
 """
 
+_ANY_HOST = ("", "0.0.0.0", "::")
+
 
 def add_command(commands: Any) -> None:
     """Add `replica` to the command line."""
@@ -61,7 +65,7 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument
     add(
         "--caps",
-        type=_names,
+        type=names,
         help="capabilities to serve, with commas; left out, all of the apps, or what is built in",
     )
     add(
@@ -71,15 +75,18 @@ def add_command(commands: Any) -> None:
         metavar="MODULE:ATTRIBUTE",
         help="an app or a function that makes one; may be given several times",
     )
-    add("--workers", type=_count, default=1, help="worker processes of each app (1)")
+    add("--workers", type=count, default=1, help="worker processes of each app (1)")
     add("--python", default=sys.executable, help="the interpreter of your apps' workers")
     add("--in-process", action="store_true", help="run your apps without workers, see below")
     add("--model", help="a GGUF file for the built-in decode")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    add("--port", type=_port, default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
-    add("--drain-timeout", type=_seconds, default=30.0, metavar="SECONDS", help="see below (30)")
-    add("--message-limit", type=_count, default=256, metavar="MIB", help="largest message (256)")
+    add("--port", type=port, default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
+    add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help="see below (30)")
+    add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
     add("--no-client-shared-memory", action="store_true", help="refuse clients' own memory")
+    add("--scheduler", type=place, metavar="HOST:PORT", help="the scheduler to register with")
+    add("--advertise", type=place, metavar="HOST:PORT", help="where the scheduler finds this one")
+    add("--replica-id", default="", help="its name in the fleet (host name and port)")
     add("--server-name", default="anyserve", help="what ServerMetadata says (anyserve)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
     add("--log-format", choices=logs.FORMATS, default="text")
@@ -91,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve until a signal; the exit status."""
     contradiction = _contradiction(options)
     if contradiction is not None:
-        _complain(contradiction)
+        complain(contradiction)
         return 2
     logs.configure(options.log_format, options.log_level, actor="replica")
     config = ReplicaConfig(
@@ -103,16 +110,17 @@ def run(options: argparse.Namespace) -> int:
         limits=Limits(max_message_bytes=options.message_limit * MIB),
         drain_timeout=options.drain_timeout,
         client_shared_memory=not options.no_client_shared_memory,
+        link=_link(options),
     )
     try:
         trio.run(_serve, config)
     except (StartError, CannotListen, PermissionError) as error:
-        _complain(error)
+        complain(error)
         return 1
     except RestartIntensityExceeded as error:
         while isinstance(error.__cause__, RestartIntensityExceeded):
             error = error.__cause__
-        _complain(f"the replica can't go on: {error}")
+        complain(f"the replica can't go on: {error}")
         return 3
     return 0
 
@@ -126,7 +134,18 @@ def _contradiction(options: argparse.Namespace) -> str | None:
             return "--in-process and --workers exclude each other: there are no worker processes"
         if options.python != sys.executable:
             return "--in-process and --python exclude each other: there are no worker processes"
+    if options.scheduler is None:
+        if options.advertise is not None or options.replica_id:
+            return "--advertise and --replica-id are for a scheduler: --scheduler is missing"
+    elif options.advertise is None and options.host in _ANY_HOST:
+        return f"the scheduler can't call {options.host}: --advertise is missing"
     return None
+
+
+def _link(options: argparse.Namespace) -> LinkConfig | None:
+    if options.scheduler is None:
+        return None
+    return LinkConfig(options.scheduler, options.advertise, options.replica_id)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -167,7 +186,7 @@ def _app_name(target: str, before: Sequence[str]) -> str:
 async def _serve(config: ReplicaConfig) -> None:
     began = time.monotonic()
     loading = config.plan.wanted or [app.target for app in config.plan.apps]
-    _say(f"anyserve {__version__}: loading {', '.join(loading)}")
+    say(f"anyserve {__version__}: loading {', '.join(loading)}")
     replica = Replica(config)
     failure: BaseException | None = None
     try:
@@ -181,14 +200,14 @@ async def _serve(config: ReplicaConfig) -> None:
                     _announce(replica, time.monotonic() - began)
                     signals.serving = True
                     await signals.stopping.wait()
-                    _say(f"draining: {replica.dispatcher.in_flight} requests in flight")
+                    say(f"draining: {replica.dispatcher.in_flight} requests in flight")
                     await replica.drain()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         failure = innermost(group)
     if failure is not None:
         raise failure
-    _say("stopped")
+    say("stopped")
 
 
 class _Signals:
@@ -212,17 +231,17 @@ class _Signals:
                     self._replica.kill_workers()
                     self.scope.cancel()
                 elif not self.serving:
-                    _say("stopping")
+                    say("stopping")
                     self.scope.cancel()
                 self.stopping.set()
 
 
 def _announce(replica: Replica, seconds: float) -> None:
     offers = [p.offer for p in replica.dispatcher.pools if p.state is State.READY]
-    _say(f"ready in {seconds:.1f} s on {replica.address}")
+    say(f"ready in {seconds:.1f} s on {replica.address}")
     for offer in offers:
-        _say(f"  {offer.capability}")
-    _say(f"try: {_command()} infer {replica.address} {_example(offers)}")
+        say(f"  {offer.capability}")
+    say(f"try: {_command()} infer {replica.address} {_example(offers)}")
 
 
 def _command() -> str:
@@ -246,43 +265,3 @@ def _example(offers: Sequence[Offer]) -> str:
         if not spec.optional
     ]
     return " ".join([offer.name, *values])
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _complain(error: object) -> None:
-    """One line, whatever an app's own error has in it."""
-    print("anyserve:", " ".join(str(error).split()), file=sys.stderr)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("names no capability")
-    return names
-
-
-def _count(text: str) -> int:
-    return int(_at_least(text, int(text) if text.isdigit() else 0, 1))
-
-
-def _port(text: str) -> int:
-    port = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
-    return port
-
-
-def _seconds(text: str) -> float:
-    try:
-        return _at_least(text, float(text), 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
-
-
-def _at_least(text: str, value: float, least: float) -> float:
-    if not value >= least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {least} or more")
-    return value

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 
 import attrs
 import trio
@@ -28,14 +28,17 @@ from anyserve.replica.admin import AdminService
 from anyserve.replica.admin_socket import prepare_directory, socket_path
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.inference import Inference
+from anyserve.replica.reports import standing
 from anyserve.replica.repository import Plan, Repository
+from anyserve.replica.scheduler_link import LinkConfig, SchedulerLink
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
-from anyserve.transport.address import Address, TcpAddress, UnixAddress
+from anyserve.transport.address import TcpAddress, UnixAddress
 from anyserve.transport.health import HealthService, HealthState
+from anyserve.transport.listener import Listener
 from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
-from anyserve.transport.server import Server
+from anyserve.transport.trio_client import open_channel
 from anyserve.transport.wires import WIRES, Serve, open_wire
 
 DEFAULT_PORT = 8001
@@ -59,6 +62,8 @@ class ReplicaConfig:
     patience: Patience = attrs.field(factory=Patience)
     client_shared_memory: bool = True
     """Whether clients may register their own shared memory."""
+    link: LinkConfig | None = None
+    """The scheduler to register with; None: the replica runs alone."""
 
 
 class ObjectPlane(Actor[None]):
@@ -90,38 +95,6 @@ class ObjectPlane(Actor[None]):
         }
 
 
-class Listener(Actor[None]):
-    """Serves gRPC services on one address."""
-
-    def __init__(
-        self, serve: Serve, services: Sequence[Service], address: Address, limits: Limits
-    ) -> None:
-        self._serve = serve
-        self._services = services
-        self._address = address
-        self._limits = limits
-        self.server: Server | None = None
-        """Set while it serves."""
-
-    async def run(self, context: Context[None]) -> None:
-        """Serve until stopped; raises `CannotListen` when the address is taken."""
-        self.server = await context.nursery.start(
-            partial(self._serve, self._services, self._address, limits=self._limits)
-        )
-        context.started()
-        await trio.sleep_forever()
-
-    def details(self) -> Mapping[str, Detail]:
-        if self.server is None:
-            return {}
-        statistics = self.server.statistics()
-        return {
-            "address": str(self.server.address),
-            "connections": statistics.connections,
-            "calls": statistics.calls,
-        }
-
-
 class Replica:
     """A replica: made at once, it serves inside `async with replica.running()`."""
 
@@ -132,7 +105,9 @@ class Replica:
         self._workers = Supervisor()
         self._health = HealthState()
         self._draining = False
-        self.dispatcher = Dispatcher(on_change=self._update_health)
+        self.link: SchedulerLink | None = None
+        """That to its scheduler; None where it runs alone."""
+        self.dispatcher = Dispatcher(on_change=self._changed)
         self.repository = Repository(
             config.plan,
             self.dispatcher,
@@ -153,6 +128,7 @@ class Replica:
                 ChildSpec("ingress", self._new_ingress),
                 ChildSpec("admin", self._new_admin),
                 self._repository_spec,
+                *([ChildSpec("scheduler-link", self._new_link)] if config.link else []),
             ],
             Policy(max_restarts=0),
         )
@@ -167,7 +143,7 @@ class Replica:
         the block. Leaving the block ends the workers, each within some seconds.
         """
         async with open_wire(self._config.transport) as self._serve, self._tree.running():
-            self._update_health()
+            self._changed()
             with each_turn():
                 yield
 
@@ -193,7 +169,7 @@ class Replica:
         assert self._ingress is not None
         assert self._ingress.server is not None
         self._draining = True
-        self._update_health()
+        self._changed()
         with trio.move_on_after(self._config.drain_timeout):
             await self.dispatcher.drain()
             self._health.end()
@@ -207,12 +183,15 @@ class Replica:
     def _is_ready(self) -> bool:
         return self.repository.started and not self._draining
 
-    def _update_health(self) -> None:
+    def _changed(self) -> None:
+        """Let those know who are told what is served."""
         serving = self._is_ready()
         self._health.set("", serving)
         self._health.set(SERVICE, serving)
         for pool in self.dispatcher.pools:
             self._health.set(pool.offer.name, pool.serving and not self._draining)
+        if self.link is not None:
+            self.link.changed()
 
     def _new_ingress(self) -> Listener:
         config = self._config
@@ -243,3 +222,14 @@ class Replica:
             dispatcher=self.dispatcher,
         )
         return Listener(self._serve, [service], UnixAddress(str(path)), Limits())
+
+    def _new_link(self) -> SchedulerLink:
+        config = self._config.link
+        assert config is not None
+        self.link = SchedulerLink(
+            config.replica_id or f"{socket.gethostname()}-{self.address.port}",
+            str(config.advertise or self.address),
+            lambda: standing(self.dispatcher.pools, self._draining),
+            lambda: open_channel(config.scheduler),
+        )
+        return self.link

@@ -387,7 +387,7 @@ default_message_pool.register_message("anyserve.v1", "MetadataEntry", MetadataEn
 class NamedLoad(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    load: "Load | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    usage: "Load | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("anyserve.v1", "NamedLoad", NamedLoad)
@@ -457,7 +457,7 @@ class Offer(betterproto2.Message):
 
     version: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    load: "Load | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    usage: "Load | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     queue_limit: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
     """

@@ -1,0 +1,118 @@
+"""What a replica tells its scheduler: what it offers, at which load, and what of it is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+from anyserve_protos.anyserve import v1 as pb
+
+from anyserve.capability import Attribute
+from anyserve.offers import Offer
+from anyserve.replica.policy import expected_wait
+from anyserve.replica.pool import Pool
+
+_INTEGERS = range(-(1 << 63), 1 << 63)
+
+
+@attrs.frozen
+class Load:
+    """What the requests of one capability do."""
+
+    running: int
+    queued: int
+    slots: int
+    """Requests that may run at once, in all workers."""
+    expected_wait: float
+    """Seconds until a new request would start; 0 where a slot is free."""
+
+
+@attrs.frozen
+class Standing:
+    """What a replica offers at one moment."""
+
+    offers: Mapping[str, Offer]
+    """By name, those that a request sent now would find a worker for."""
+    loads: Mapping[str, Load]
+    """Of each of them."""
+    draining: bool
+
+    def differs(self, other: Standing) -> bool:
+        """Whether more is different than the load, so that it should be told at once."""
+        return self.draining is not other.draining or self.offers != other.offers
+
+
+def standing(pools: Iterable[Pool], draining: bool) -> Standing:
+    """What the pools offer now."""
+    serving = {pool.offer.name: pool for pool in pools if pool.serving}
+    return Standing(
+        offers={name: pool.offer for name, pool in serving.items()},
+        loads={name: _load(pool) for name, pool in serving.items()},
+        draining=draining,
+    )
+
+
+def _load(pool: Pool) -> Load:
+    slots = sum(seat.slots for seat in pool.seats)
+    free = any(seat.running < seat.slots for seat in pool.seats)
+    wait = 0.0 if free else expected_wait(pool.waiting, slots, pool.service_time.mean)
+    return Load(pool.running, pool.waiting, slots, wait)
+
+
+def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:
+    """What is new since `told`; all there is where that is None."""
+    if told is None:
+        return pb.Report(
+            sequence=sequence, full=True, draining=now.draining, offers=all_offers(now)
+        )
+    fresh = [name for name, offer in now.offers.items() if told.offers.get(name) != offer]
+    return pb.Report(
+        sequence=sequence,
+        draining=now.draining,
+        offers=[_offer(now, name) for name in fresh],
+        removed=[name for name in told.offers if name not in now.offers],
+        loads=[
+            pb.NamedLoad(name=name, usage=_message(load))
+            for name, load in now.loads.items()
+            if name not in fresh and told.loads.get(name) != load
+        ],
+    )
+
+
+def all_offers(now: Standing) -> list[pb.Offer]:
+    """All that the replica offers, with the load of each."""
+    return [_offer(now, name) for name in now.offers]
+
+
+def _offer(now: Standing, name: str) -> pb.Offer:
+    offer = now.offers[name]
+    return pb.Offer(
+        name=name,
+        attributes={k: attribute_message(v) for k, v in offer.capability.attributes.items()},
+        version=offer.version,
+        usage=_message(now.loads[name]),
+        queue_limit=offer.queue,
+        decoupled=offer.decoupled,
+    )
+
+
+def attribute_message(value: Attribute) -> pb.Attribute:
+    """An attribute of a capability."""
+    match value:
+        case bool():
+            return pb.Attribute(flag=value)
+        case str():
+            return pb.Attribute(text=value)
+        case int() if value in _INTEGERS:
+            return pb.Attribute(integer=value)
+        case _:
+            return pb.Attribute(number=float(value))
+
+
+def _message(load: Load) -> pb.Load:
+    return pb.Load(
+        running=load.running,
+        queued=load.queued,
+        slots=load.slots,
+        expected_wait_seconds=load.expected_wait,
+    )
