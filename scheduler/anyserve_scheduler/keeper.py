@@ -1,0 +1,32 @@
+"""The lease keeper: the actor that lets time pass for the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+from anyserve_actors import Actor, Context, Detail
+
+from anyserve_scheduler.registration import LeaseTerms
+from anyserve_scheduler.watched import WatchedRegistry
+
+
+class LeaseKeeper(Actor[None]):
+    """Suspects who is silent and ends leases, when that is due on Trio's clock."""
+
+    def __init__(self, registry: WatchedRegistry, terms: LeaseTerms) -> None:
+        self._registry = registry
+        self._terms = terms
+
+    def details(self) -> Mapping[str, Detail]:
+        fleet = self._registry.fleet()
+        return {"replicas": len(fleet.replicas), "version": fleet.version}
+
+    async def run(self, context: Context[None]) -> None:
+        """Keep leases until stopped."""
+        context.started()
+        while True:
+            # Whoever is heard for the first time meanwhile is not suspect before that.
+            latest = trio.current_time() + self._terms.suspicion
+            await trio.sleep_until(min(self._registry.due(), latest))
+            self._registry.expire(trio.current_time())

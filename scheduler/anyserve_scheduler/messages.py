@@ -1,0 +1,110 @@
+"""Between the messages of the wire and the values of the scheduler."""
+
+from __future__ import annotations
+
+from anyserve_protos.anyserve import v1 as pb
+
+from anyserve.capability import Attribute, Capability
+from anyserve.errors import InvalidArgument
+from anyserve.replica.reports import attribute_message
+from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
+from anyserve_scheduler.links import Link
+from anyserve_scheduler.registration import Registration, Report
+
+
+def registration_of(message: pb.Register) -> Registration:
+    """What a replica registers with; raises `InvalidArgument` for an offer that can't be."""
+    return Registration(
+        id=message.replica_id,
+        instance=message.instance,
+        address=message.address,
+        offers=[offer_of(offer) for offer in message.offers],
+        epoch=message.epoch,
+        draining=message.draining,
+    )
+
+
+def report_of(message: pb.Report) -> Report:
+    """What a replica reports; raises `InvalidArgument` for an offer that can't be."""
+    return Report(
+        sequence=message.sequence,
+        loads={named.name: load_of(named.usage) for named in message.loads},
+        offers=[offer_of(offer) for offer in message.offers],
+        removed=message.removed,
+        draining=message.draining,
+        full=message.full,
+    )
+
+
+def offer_of(message: pb.Offer) -> OfferView:
+    """An offer; raises `InvalidArgument` for one that can't be."""
+    return OfferView(
+        capability=Capability(message.name, attributes_of(message.attributes)),
+        version=message.version,
+        load=load_of(message.usage),
+        queue_limit=message.queue_limit,
+        decoupled=message.decoupled,
+        loadable=message.loadable,
+    )
+
+
+def attributes_of(messages: dict[str, pb.Attribute]) -> dict[str, Attribute]:
+    """Attributes of a capability; raises `InvalidArgument` for one without a value."""
+    return {name: _attribute(name, message) for name, message in messages.items()}
+
+
+def _attribute(name: str, message: pb.Attribute) -> Attribute:
+    for value in (message.text, message.integer, message.number, message.flag):
+        if value is not None:
+            return value
+    raise InvalidArgument(f"attribute {name!r:.80} has no value")
+
+
+def load_of(message: pb.Load | None) -> Load:
+    """A load; that of an idle offer without slots where there is none."""
+    if message is None:
+        return Load(0, 0, 0, 0.0)
+    return Load(
+        running=message.running,
+        queued=message.queued,
+        slots=message.slots,
+        expected_wait=message.expected_wait_seconds,
+        tokens_per_second=message.tokens_per_second,
+    )
+
+
+def fleet_replica(view: ReplicaView, link: Link | None, now: float) -> pb.FleetReplica:
+    """One replica, for those who look at the fleet.
+
+    link: what the scheduler holds of it; None between its registration and its link.
+    """
+    return pb.FleetReplica(
+        replica_id=view.id,
+        epoch=view.epoch,
+        address=view.address,
+        state=view.state,
+        attached=link is not None and link.attachment is not None,
+        silent_seconds=max(0.0, now - view.reported),
+        offers=[_offer(view.offers[name]) for name in sorted(view.offers)],
+        delegations=0 if link is None else link.delegations,
+        last_error="" if link is None else link.last_error,
+    )
+
+
+def _offer(offer: OfferView) -> pb.Offer:
+    load = offer.load
+    return pb.Offer(
+        name=offer.capability.name,
+        attributes={k: attribute_message(v) for k, v in offer.capability.attributes.items()},
+        version=offer.version,
+        usage=pb.Load(
+            running=load.running,
+            queued=load.queued,
+            slots=load.slots,
+            expected_wait_seconds=load.expected_wait,
+            tokens_per_second=load.tokens_per_second,
+        ),
+        queue_limit=offer.queue_limit,
+        decoupled=offer.decoupled,
+        loadable=offer.loadable,
+    )

@@ -1,0 +1,103 @@
+"""The scheduler: its tree of actors, from start to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
+
+from anyserve.transport.address import TcpAddress
+from anyserve.transport.health import HealthService, HealthState
+from anyserve.transport.listener import Listener
+from anyserve.transport.reflection import ReflectionService
+from anyserve.transport.rpc import Limits, Service
+from anyserve.transport.wires import WIRES, Serve, open_wire
+from anyserve_scheduler.channels import Channels
+from anyserve_scheduler.keeper import LeaseKeeper
+from anyserve_scheduler.links import Links
+from anyserve_scheduler.registration import LeaseTerms
+from anyserve_scheduler.registry import MemoryRegistry
+from anyserve_scheduler.service import SchedulerService
+from anyserve_scheduler.watched import WatchedRegistry
+
+DEFAULT_PORT = 8000
+
+
+@attrs.frozen
+class SchedulerConfig:
+    """How a scheduler runs."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0: one that is free."""
+    transport: str = WIRES[0]
+    """One of `WIRES`."""
+    limits: Limits = attrs.field(factory=Limits)
+    terms: LeaseTerms = attrs.field(factory=LeaseTerms)
+
+
+class Scheduler:
+    """A scheduler: made at once, it serves inside `async with scheduler.running()`."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._serve: Serve
+        # No process that asks to resume an epoch got it from an earlier scheduler of this fleet
+        # by chance: epochs go on from the clock's milliseconds, of which each registration is one.
+        memory = MemoryRegistry(config.terms, next_epoch=int(time.time() * 1000))
+        self.registry = WatchedRegistry(memory)
+        """Who offers what."""
+        self.links = Links(self.registry)
+        """What else is known of each replica."""
+        self.channels = Channels(self.registry, config.limits)
+        """The way to each replica."""
+        self._health = HealthState()
+        self._listener: Listener | None = None
+        # As in a replica, none of these restarts alone.
+        self._root = Supervisor(
+            [
+                ChildSpec("leases", lambda: LeaseKeeper(self.registry, config.terms)),
+                ChildSpec("channels", lambda: self.channels),
+                ChildSpec("ingress", self._new_listener),
+            ],
+            Policy(max_restarts=0),
+        )
+        self._tree = Tree("scheduler", self._root)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run it for the time of the block, which begins when it serves.
+
+        Raises `CannotListen` when it can't start, and what failed when it can't go on, which also
+        cancels the block. Leaving the block ends all calls with `Unavailable`.
+        """
+        async with open_wire(self._config.transport) as self._serve, self._tree.running():
+            self._health.set("", True)
+            yield
+
+    @property
+    def address(self) -> TcpAddress:
+        """Where replicas and clients reach it; the port is the real one."""
+        assert self._listener is not None
+        assert self._listener.server is not None
+        address = self._listener.server.address
+        assert isinstance(address, TcpAddress)
+        return address
+
+    def snapshot(self, now: float) -> Node:
+        """Its actors as they are at `now`."""
+        return self._tree.snapshot(now)
+
+    def _new_listener(self) -> Listener:
+        config = self._config
+        services: list[Service] = [
+            SchedulerService(self.registry, self.links, config.terms),
+            HealthService(self._health),
+        ]
+        services.append(ReflectionService([*services]))
+        address = TcpAddress(config.host, config.port)
+        self._listener = Listener(self._serve, services, address, config.limits)
+        return self._listener

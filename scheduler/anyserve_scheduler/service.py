@@ -1,0 +1,131 @@
+"""`anyserve.v1.Scheduler`: replicas register and report, and people look at the fleet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import trio
+from anyserve_protos.anyserve import v1 as pb
+from grpclib.const import Cardinality, Handler
+
+from anyserve import __version__
+from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument, Unavailable
+from anyserve.transport.rpc import ServerStream
+from anyserve_scheduler.links import Link, Links, check_token
+from anyserve_scheduler.messages import fleet_replica, registration_of, report_of
+from anyserve_scheduler.registration import Grant, Heard, LeaseTerms
+from anyserve_scheduler.watched import WatchedRegistry
+
+_REFUSAL_LIMIT = 300
+"""Characters of the last refusal that are kept."""
+
+_log = logging.getLogger(__name__)
+
+
+class SchedulerService:
+    """The registry's door; it reads and answers, and the registry decides."""
+
+    def __init__(self, registry: WatchedRegistry, links: Links, terms: LeaseTerms) -> None:
+        self._registry = registry
+        self._links = links
+        self._terms = terms
+        self._started = trio.current_time()
+        self._refused = 0
+        self._last_refusal = ""
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        """The methods, in the form of grpclib services."""
+        return {
+            "/anyserve.v1.Scheduler/Attach": Handler(
+                self.attach, Cardinality.STREAM_STREAM, pb.FromReplica, pb.ToReplica
+            ),
+            "/anyserve.v1.Scheduler/Fleet": Handler(
+                self.fleet, Cardinality.UNARY_UNARY, pb.FleetRequest, pb.FleetReply
+            ),
+        }
+
+    async def attach(self, stream: ServerStream) -> None:
+        """The scheduler link of one replica, for as long as it lives.
+
+        Waits for its registration, a lease's length at most, and then for its reports, while its
+        lease lasts. When this ends the replica is out if it has said goodbye, else suspect.
+        """
+        register = await self._first(stream)
+        try:
+            check_token(register.link_token)
+            grant = self._registry.register(registration_of(register), trio.current_time())
+        except AnyServeError as error:
+            self._refused += 1
+            self._last_refusal = f"{register.replica_id!r:.80}: {error.message}"[:_REFUSAL_LIMIT]
+            raise
+        with self._links.attached(register.replica_id, grant.epoch, register.link_token) as link:
+            _log.info(
+                "replica %s, epoch %d, %s at %s",
+                link.replica_id,
+                link.epoch,
+                "is back" if grant.resumed else "has joined",
+                register.address,
+            )
+            _tell(stream, pb.ToReplica(granted=_granted(grant)))
+            await self._follow(stream, link)
+
+    async def fleet(self, stream: ServerStream) -> None:
+        """The fleet as it is now."""
+        await stream.recv_message()
+        now = trio.current_time()
+        fleet = self._registry.fleet()
+        await stream.send_message(
+            pb.FleetReply(
+                version=__version__,
+                uptime_seconds=now - self._started,
+                fleet_version=fleet.version,
+                replicas=[
+                    fleet_replica(view, self._links.get(id), now)
+                    for id, view in fleet.replicas.items()
+                ],
+                refused=self._refused,
+                last_refusal=self._last_refusal,
+            )
+        )
+
+    async def _first(self, stream: ServerStream) -> pb.Register:
+        message: pb.FromReplica | None = None
+        with trio.move_on_after(self._terms.lease) as waiting:
+            message = await stream.recv_message()
+        if waiting.cancelled_caught:
+            raise DeadlineExceeded(f"nothing was registered within {self._terms.lease:g} s")
+        if message is None or message.register is None:
+            raise InvalidArgument("the first message has to be `register`")
+        return message.register
+
+    async def _follow(self, stream: ServerStream, link: Link) -> None:
+        """Take what a replica reports until it says goodbye, or its stream ends."""
+        message: pb.FromReplica
+        async for message in stream:
+            if message.report is not None:
+                report = report_of(message.report)
+                heard = self._registry.report(
+                    link.replica_id, link.epoch, report, trio.current_time()
+                )
+                answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
+                _tell(stream, pb.ToReplica(heard=answer))
+            elif message.leave is not None:
+                self._registry.release(link.replica_id, link.epoch)
+                return
+            else:
+                raise InvalidArgument("after `register` come `report` and `leave`")
+
+
+def _granted(grant: Grant) -> pb.Granted:
+    return pb.Granted(
+        epoch=grant.epoch,
+        lease_ms=round(grant.terms.lease * 1000),
+        interval_ms=round(grant.terms.interval * 1000),
+    )
+
+
+def _tell(stream: ServerStream, message: pb.ToReplica) -> None:
+    """Send at once; a replica for which that can't be is not reading, and loses its link."""
+    if not stream.send_messages_now([message]):
+        raise Unavailable("the replica does not read what its scheduler says")

@@ -1,0 +1,75 @@
+"""The scheduler's command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from anyserve import logs
+from anyserve.cli.arguments import count, port, seconds
+from anyserve.transport.rpc import MIB, Limits
+from anyserve.transport.wires import WIRES
+from anyserve_scheduler.registration import LeaseTerms
+from anyserve_scheduler.scheduler import DEFAULT_PORT, SchedulerConfig
+
+_DESCRIPTION = """\
+Keep the fleet: replicas that are started with --scheduler register here, and report what they
+offer at which load.
+"""
+_EXAMPLES = """\
+examples:
+  anyserve scheduler
+  anyserve replica --port 8001 --scheduler 127.0.0.1:8000 --caps decode
+  anyserve fleet 127.0.0.1:8000 --watch
+
+A replica that is silent for --interval and half a second more is suspect, and out after --lease.
+SIGTERM or Ctrl-C stops it; its replicas serve on, and register again with the next one.
+"""
+_DEFAULTS = LeaseTerms()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, those of the process where `arguments` is None.
+
+    Its `config` is the scheduler's. Exits with a line that says why where they make no sense.
+    """
+    parser = argparse.ArgumentParser(
+        prog="anyserve scheduler",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=port, default=DEFAULT_PORT, help=f"port to listen on ({DEFAULT_PORT})")
+    add(
+        "--lease",
+        type=seconds,
+        default=_DEFAULTS.lease,
+        metavar="SECONDS",
+        help=f"a replica that is silent for as long is out ({_DEFAULTS.lease:g})",
+    )
+    add(
+        "--interval",
+        type=seconds,
+        default=_DEFAULTS.interval,
+        metavar="SECONDS",
+        help=f"how often replicas report ({_DEFAULTS.interval:g})",
+    )
+    add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
+    add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
+    add("--log-format", choices=logs.FORMATS, default="text")
+    add("--log-level", choices=logs.LEVELS, default="info")
+    options = parser.parse_args(arguments)
+    try:
+        terms = LeaseTerms(options.lease, options.interval)
+    except ValueError as error:
+        parser.error(str(error))
+    options.config = SchedulerConfig(
+        host=options.host,
+        port=options.port,
+        transport=options.transport,
+        limits=Limits(max_message_bytes=options.message_limit * MIB),
+        terms=terms,
+    )
+    return options
