@@ -41,12 +41,14 @@ class _LocalExchange(Exchange):
         """See `Job`."""
         call = self.call
         context = Context(call.request_id, call.deadline, call.metadata, call.sequence, self.scope)
+        executor = self._executor
         ending: Ending | None = None
         try:
-            ending = await self.runner.run_in_scope(self._executor.incoming(call, context), self)
+            ending = await self.runner.run_in_scope(executor.incoming(call, context), self)
         finally:
-            self._executor.forget(self)
-            ending = ending or cut_off(context)
+            executor.forget(self)
+            if ending is None:
+                ending = cut_off(context, WorkerLost(f"worker {executor.name} is stopping"))
             if ending.last is not None:
                 self.send(ending.last)
             self.end(ending.batch, ending.error)

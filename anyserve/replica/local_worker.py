@@ -8,7 +8,6 @@ import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.app import App, AppError, load_app
-from anyserve.burst import each_turn
 from anyserve.replica.group import Group
 from anyserve.replica.local import LocalExecutor
 from anyserve.replica.worker_link import WorkerFailed
@@ -91,9 +90,7 @@ class LocalWorker(Actor[None]):
             context.started()
             reason = f"worker {self._name} has failed"
             try:
-                # What the handlers that run in one turn send goes out together.
-                with each_turn():
-                    await stopping.wait()
+                await stopping.wait()
                 reason = f"worker {self._name} is stopping"
             finally:
                 self._group.on_down(executor, reason)

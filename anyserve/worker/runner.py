@@ -87,7 +87,7 @@ class HandlerRunner:
                 return await self.run_in_scope(incoming, sink)
         except Exception:
             log.exception("a request of %r failed while it was cancelled", self.name)
-        return cut_off(context)
+        return cut_off(context, Cancelled("the app is stopping"))
 
     async def run_in_scope(self, incoming: Incoming, sink: Sink) -> Ending:
         """Run the handler, handing the responses of a stream to `sink`.
@@ -135,10 +135,10 @@ class HandlerRunner:
         return Ending(opened.batch)
 
 
-def cut_off(context: Context) -> Ending:
-    """How a request ended whose handler was cancelled."""
+def cut_off(context: Context, stopping: AnyServeError) -> Ending:
+    """How a request ended whose handler was cancelled; stopping: where that was not its own end."""
     if not context.cancel_scope.cancel_called:
-        return Ending(error=Cancelled("the app is stopping"))
+        return Ending(error=stopping)
     if trio.current_time() >= context.deadline:
         return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
     return Ending(error=Cancelled("the request was cancelled"))
