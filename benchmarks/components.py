@@ -32,7 +32,12 @@ COMPONENTS = {
         "anyserve.tensors",
         "anyserve.parameters",
     ),
-    "handler run": ("anyserve.worker", "anyserve.messages", "anyserve_actors"),
+    "handler run": (
+        "anyserve.worker",
+        "anyserve.replica.local",
+        "anyserve.messages",
+        "anyserve_actors",
+    ),
     "handler": ("benchmarks", "examples"),
     "Trio, and waking": ("trio", "outcome", "anyserve.waiting", "anyserve.burst"),
     "asyncio": ("asyncio", "trio_asyncio"),

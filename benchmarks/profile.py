@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Mapping
 
 import attrs
 
@@ -21,6 +22,8 @@ CALLS = {"back to back": 800, "5 ms, in step": 192}
 """Streams, by their kind."""
 ECHOES, IN_FLIGHT = 50_000, 64
 
+_SAMPLED = "benchmarks.sampled_replica"
+_APP = ("--app", "benchmarks.sampled_app:app")
 _LEAST = 0.5
 """Microseconds under which a component has no row, in whatever column."""
 
@@ -42,15 +45,12 @@ class Profile:
 
 
 def run() -> None:
-    """Print the table. Sampling itself makes both processes a few percent slower."""
+    """Print the table. Sampling itself makes all processes a few percent slower."""
     h2load.check_installed()
-    options = ("--app", "benchmarks.sampled_app:app")
-    with servers.replica(*options, module="benchmarks.sampled_replica") as server:
-        profiles = {
-            f"{case.what}: {process.removeprefix('sampled_')}": profile
-            for case in _cases(server)
-            for process, profile in _profile(case).items()
-        }
+    with servers.replica(*_APP, module=_SAMPLED) as server:
+        profiles = _profiles(server, {"sampled_replica": "replica"})
+    with servers.in_process(*_APP, module=_SAMPLED) as server:
+        profiles |= _profiles(server, {"sampled_replica": "in process"})
     components = set[str]().union(*(profile.samples for profile in profiles.values()))
     most = {name: max(p.part_us(name) for p in profiles.values()) for name in components}
     rows = [
@@ -61,6 +61,15 @@ def run() -> None:
     rows.append(["in all", *(number(profile.cpu_us) for profile in profiles.values())])
     rows.append(["of it the kernel", *(number(p.kernel_us) for p in profiles.values())])
     print(table(["CPU µs", *profiles], rows))
+
+
+def _profiles(server: Server, words: Mapping[str, str]) -> dict[str, Profile]:
+    """Of each kind of work and each process; words: what processes are called in the table."""
+    return {
+        f"{case.what}: {words.get(process, process)}": profile
+        for case in _cases(server)
+        for process, profile in _profile(case).items()
+    }
 
 
 def _cases(server: Server) -> list[Case]:

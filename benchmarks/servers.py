@@ -98,9 +98,9 @@ def replica(
         yield server
 
 
-def in_process(*options: str) -> AbstractContextManager[Server]:
+def in_process(*options: str, module: str = "anyserve.replica") -> AbstractContextManager[Server]:
     """A replica that runs its app in its own process."""
-    return replica(*options, "--in-process", name="AnyServe, in process")
+    return replica(*options, "--in-process", name="AnyServe, in process", module=module)
 
 
 @contextmanager
