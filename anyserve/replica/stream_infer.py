@@ -25,7 +25,8 @@ from anyserve.transport.rpc import ServerStream
 from anyserve.waiting import Waiter
 
 IN_FLIGHT_LIMIT = 1024
-"""Requests of one stream that run or wait at once; the next is read when one has ended."""
+"""Requests of one stream that run or wait, and messages that its client has no room for, at once;
+the next request is read when there are fewer."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
 """Request parameter that asks for a final, empty response after those of a decoupled handler."""
 FINAL = "triton_final_response"
@@ -76,13 +77,13 @@ class StreamedInference:
                 with self._inference.accepting() as scope:
                     while (body := await self._stream.recv_message()) is not None:
                         self._begin(body)
-                        while len(self._running) >= IN_FLIGHT_LIMIT:
+                        while len(self._running) + len(self._outbox) >= IN_FLIGHT_LIMIT:
                             await self._progress.wait()
                 while self._running or self._outbox or self._sending:
                     await self._progress.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            for request in self._running:
+            for request in tuple(self._running):  # one that has its turn now may end at once
                 request.cancel()
             self._running.clear()
             while self._outbox:
