@@ -107,8 +107,10 @@ class Execution:
             self._place(pools)
         except BaseException as error:
             self._consumer = _NOBODY
-            declared = isinstance(error, AnyServeError)
-            self._finish(self._outcome(error) if declared else Outcome.FAILED)
+            if isinstance(error, AnyServeError):
+                self._finish(self._outcome(error))
+            else:
+                self._finish(Outcome.FAILED)
             raise
         if call.deadline != math.inf and not self._over:
             self._deadline = dispatcher.deadlines.add(call.deadline, self._expire)

@@ -44,7 +44,7 @@ class _LocalExchange(Exchange):
         executor = self._executor
         ending: Ending | None = None
         try:
-            ending = await self.runner.run_in_scope(executor.incoming(call, context), self)
+            ending = await self.runner.run(executor.incoming(call, context), self)
         finally:
             executor.forget(self)
             if ending is None:

@@ -80,16 +80,6 @@ class HandlerRunner:
         """The capability."""
 
     async def run(self, incoming: Incoming, sink: Sink) -> Ending:
-        """As `run_in_scope`, but entering the context's scope; its end is in the `Ending` too."""
-        context = incoming.context
-        try:
-            with context.cancel_scope:
-                return await self.run_in_scope(incoming, sink)
-        except Exception:
-            log.exception("a request of %r failed while it was cancelled", self.name)
-        return cut_off(context, Cancelled("the app is stopping"))
-
-    async def run_in_scope(self, incoming: Incoming, sink: Sink) -> Ending:
         """Run the handler, handing the responses of a stream to `sink`.
 
         The context's cancel scope is one that the caller is in; the request's deadline becomes its

@@ -25,25 +25,44 @@ from anyserve.objects.mapping import Reader
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
 from anyserve.waiting import Waiter
-from anyserve.worker.runner import Ending, HandlerRunner, Incoming
+from anyserve.worker.runner import Ending, HandlerRunner, Incoming, cut_off
 from anyserve.worker.shared import ClientRegions
+from anyserve.worker.tasks import Tasks
 
 log = logging.getLogger("anyserve.worker")
 
 
-_STOPPING = Ending(error=Cancelled("the worker is stopping"))
+_STOPPING = Cancelled("the worker is stopping")
 
 
 class _Running:
-    """A call in progress, and the `Sink` of its responses."""
+    """A call in progress: the `Job` of a task, and the `Sink` of its responses."""
 
-    def __init__(self, session: Session, call: int, runner: HandlerRunner) -> None:
+    scope: trio.CancelScope
+
+    def __init__(
+        self, session: Session, call: int, runner: HandlerRunner, body: RequestBody
+    ) -> None:
         self.runner = runner
-        self.scope = trio.CancelScope()
         self.credit = frames.INITIAL_CREDIT
         self._session = session
         self._call = call
+        self._body = body
         self._more = Waiter()
+
+    async def run(self) -> None:
+        """See `Job`; its end is always told to the replica."""
+        body = self._body
+        budget = body.budget
+        deadline = math.inf if budget == math.inf else trio.current_time() + budget
+        context = Context(body.request_id, deadline, cancel_scope=self.scope)
+        ending: Ending | None = None
+        try:
+            ending = await self.runner.run(self._session.incoming(body, context), self)
+        except AnyServeError as error:
+            ending = Ending(error=error)
+        finally:
+            self._session.end(self._call, ending or cut_off(context, _STOPPING))
 
     async def until_credit(self) -> None:
         """See `Sink`."""
@@ -70,6 +89,8 @@ class Session:
         self._name = name
         self._channel = channel
         self._runners = [HandlerRunner(handler) for handler in handlers]
+        self._tasks: Sequence[Tasks]
+        """For the calls of each handler."""
         self._arena = arena
         self._reader = Reader()
         self._files = RegionFiles()
@@ -87,19 +108,20 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
+                self._tasks = [Tasks(nursery, f"call {runner.name}") for runner in self._runners]
                 # Responses of handlers that run in one turn go out together.
                 with each_turn():
-                    await self._read(nursery)
+                    await self._read()
                 nursery.cancel_scope.cancel()
         finally:
             self._reader.close()
             self._files.close()
 
-    async def _read(self, nursery: trio.Nursery) -> None:
+    async def _read(self) -> None:
         while batch := await self._channel.receive():
             for frame in batch:
                 if frame.kind == Kind.REQUEST:
-                    self._start(frame, nursery)
+                    self._start(frame)
                 else:
                     self._control(frame)
 
@@ -107,13 +129,11 @@ class Session:
         with suppress(LinkClosed):  # the reader sees the end of file and ends the session
             await self._channel.run_writer()
 
-    def _start(self, frame: Frame, nursery: trio.Nursery) -> None:
+    def _start(self, frame: Frame) -> None:
         body = frames.decode_request(frame)
-        running = _Running(self, frame.call, self._runners[body.offer])
+        running = _Running(self, frame.call, self._runners[body.offer], body)
         self._running[frame.call] = running
-        nursery.start_soon(
-            self._call, frame.call, body, running, name=f"call {running.runner.name}"
-        )
+        self._tasks[body.offer].start(running)
 
     def _control(self, frame: Frame) -> None:
         if frame.kind == Kind.CREDIT:
@@ -138,29 +158,13 @@ class Session:
             # A worker that started in between has nothing to give.
             self._channel.send(frames.encode(Kind.TRACED, 0, tracing.stop().to_bytes()))
 
-    async def _call(self, call: int, body: RequestBody, running: _Running) -> None:
-        """Run one request to its end, which is always told to the replica."""
-        ending = _STOPPING
-        try:
-            incoming = self._incoming(body, running.scope)
-            ending = await running.runner.run(incoming, running)
-        except AnyServeError as error:
-            ending = Ending(error=error)
-        finally:
-            del self._running[call]
-            self._channel.send(self._encode_ending(call, ending), last=not self._running)
-
-    def _incoming(self, body: RequestBody, scope: trio.CancelScope) -> Incoming:
+    def incoming(self, body: RequestBody, context: Context) -> Incoming:
+        """The request, ready for its handler."""
         # Inline parts are copied, which aligns them; blocks are aligned and stay where they are.
         head, *raw = [
             self._reader.view(part) if isinstance(part, Block) else bytes(part)
             for part in body.parts
         ]
-        context = Context(
-            body.request_id,
-            math.inf if body.budget == math.inf else trio.current_time() + body.budget,
-            cancel_scope=scope,
-        )
         regions = self._no_regions
         if body.extra:
             context.metadata = body.extra.get("metadata", {})
@@ -170,6 +174,11 @@ class Session:
                 refs = {name: RegionRef(**value) for name, value in named.items()}
                 regions = ClientRegions(refs, self._files)
         return Incoming(head, raw, context, regions)
+
+    def end(self, call: int, ending: Ending) -> None:
+        """The handler of a call has ended."""
+        del self._running[call]
+        self._channel.send(self._encode_ending(call, ending), last=not self._running)
 
     def respond(self, call: int, response: Sequence[Buffer]) -> None:
         """Send one response of a call, after which more may come."""
