@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from anyserve.capability import Attribute, Capability
+from anyserve.capability import Attribute
 from anyserve.offers import Offer, declare, parse_specs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -112,7 +112,7 @@ class App:
             kind = kind_of(function)
             offer = declare(
                 name,
-                capability=Capability(name, attributes),
+                attributes,
                 inputs=parse_specs(inputs or {}),
                 outputs=parse_specs(outputs or {}),
                 version=version,

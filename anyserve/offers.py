@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from anyserve.capability import Attribute, Capability, check_name
+from anyserve.capability import Attribute, Capability
 from anyserve.errors import InvalidArgument
 
 _SPEC = re.compile(r"\s*([A-Z]+[0-9]*)\s*\[([-0-9,\s]*)\]\s*(\?)?\s*")
@@ -134,13 +134,13 @@ def parse_specs(specs: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec.parse(name, text) for name, text in specs.items())
 
 
-def declare(name: str, **fields: Any) -> Offer:
+def declare(name: str, attributes: Mapping[str, Attribute], **fields: Any) -> Offer:
     """An `Offer` whose values are checked; raises `ValueError` in words a developer can act on."""
     try:
-        check_name(name)
+        capability = Capability(name, attributes)
     except InvalidArgument as error:
         raise ValueError(error.message) from None
-    offer = Offer(**fields)
+    offer = Offer(capability, **fields)
     for limit in ("concurrency", "queue", "max_batch_size"):
         least = 1 if limit == "concurrency" else 0
         if getattr(offer, limit) < least:
