@@ -15,6 +15,7 @@ from anyserve_protos.infer_wire import RAW_OUTPUT_TAG
 from anyserve_protos.wire import encode_varint
 
 from anyserve import tensors
+from anyserve.errors import Internal
 from anyserve.link.frames import LEASE_THRESHOLD, Buffer
 
 _LENGTH_SIZE = 4
@@ -48,14 +49,17 @@ class Template:
         return cls(head, outputs)
 
     def fill(self, values: Mapping[str, Any]) -> list[Buffer]:
-        """The message with these values, in pieces, all of them copies."""
+        """The message with these values, in pieces, all of them copies.
+
+        Raises `Internal` for text that is no UTF-8.
+        """
         pieces: list[Buffer] = [self.head]
         for name, before in self.outputs:
             value = values[name]
             if before is not None:
                 pieces += (before, value.tobytes())
             else:
-                text = value if isinstance(value, bytes) else value.encode()
+                text = value if isinstance(value, bytes) else _utf8(name, value)
                 length = len(text)
                 pieces += (
                     RAW_OUTPUT_TAG + encode_varint(_LENGTH_SIZE + length),
@@ -63,6 +67,15 @@ class Template:
                     text,
                 )
         return pieces
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise Internal(
+            f"output {name!r} can't be encoded: a string is not UTF-8: {error.reason}"
+        ) from error
 
 
 def _goes_as_it_is(array: np.ndarray[Any, Any]) -> bool:
