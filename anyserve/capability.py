@@ -174,24 +174,32 @@ Power = tuple[object, ...]
 """What `power` gives: to be compared and hashed, not to be read."""
 
 
+def tier(offer: Capability) -> tuple[object, ...]:
+    """How powerful `offer` is, as a sort key, equal for many: it is what `power` compares first.
+
+    A more specific name is more powerful; of two as specific, the one with more limits, then with
+    larger `max_*` and smaller `min_*`, then with more attributes.
+    """
+    limits: list[tuple[str, object]] = []
+    for key, value in offer.attributes.items():
+        if is_limit(key) and not isinstance(value, str):
+            limits.append((key, value if key.startswith("max_") else -value))
+    return (offer.name.count("."), len(limits), *limits, len(offer.attributes))
+
+
 def power(offer: Capability) -> Power:
     """A sort key: the least powerful offer first. It is total: equal for equal offers alone.
 
-    A more specific name is more powerful; of two as specific, the one with more limits, then with
-    larger `max_*` and smaller `min_*`, then with more attributes. The rest breaks ties: values,
-    the newer version before the older, the name. An offer that satisfies another is never less
-    powerful.
+    That of its `tier`, with the ties broken: by values, the newer version before the older, by
+    name. An offer that satisfies another is never less powerful.
     """
-    limits: list[tuple[str, object]] = []
-    rest: list[tuple[str, bool, object]] = []
-    for key, value in offer.attributes.items():
-        if isinstance(value, str) or not is_limit(key):
-            rest.append((key, isinstance(value, str), value))
-        else:
-            limits.append((key, value if key.startswith("max_") else -value))
+    rest = [
+        (key, isinstance(value, str), value)
+        for key, value in offer.attributes.items()
+        if not is_limit(key)
+    ]
     newest_first = (bool(offer.version), -int(offer.version or 0), offer.version)
-    depth = offer.name.count(".")
-    return (depth, len(limits), *limits, len(rest), *rest, *newest_first, offer.name)
+    return (*tier(offer), *rest, *newest_first, offer.name)
 
 
 def satisfying(need: Capability, offers: Iterable[Capability]) -> list[Capability]:

@@ -17,6 +17,7 @@ from anyserve.capability import (
     need_of,
     power,
     satisfying,
+    tier,
     upgrade,
     why_not,
 )
@@ -114,6 +115,9 @@ def test_power_is_a_total_order_and_equal_for_equal_offers_alone(
     assert (power(a) == power(b)) == (a == b)
     if a.satisfies(b):
         assert power(a) >= power(b)
+        assert tier(a) >= tier(b)
+    if tier(a) < tier(b):
+        assert power(a) < power(b)
 
 
 @given(chains())
@@ -214,6 +218,13 @@ def test_a_more_specific_offer_satisfies_a_general_need_and_not_the_reverse() ->
 def test_the_least_powerful_offer_comes_first(offers: list[Capability]) -> None:
     for order in itertools.permutations(offers):
         assert satisfying(Capability("decode"), order) == offers
+
+
+def test_values_that_must_be_equal_and_versions_make_no_tier() -> None:
+    a = Capability("decode", {"model": "a", "max_context": 1}, "1")
+    b = Capability("decode", {"model": "b", "max_context": 1}, "2")
+    assert tier(a) == tier(b)
+    assert tier(a) < tier(Capability("decode", {"model": "a", "max_context": 2}, "1"))
 
 
 def test_a_need_takes_the_smallest_limit_that_is_enough() -> None:
