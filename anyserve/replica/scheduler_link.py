@@ -144,7 +144,7 @@ class SchedulerLink(Actor[None]):
                     nursery.start_soon(self._read, stream)
                     await self._report(stream, told, granted.interval_ms / 1000)
                 except trio.Cancelled:
-                    if not nursery.cancel_scope.cancel_called:  # it is the replica that stops
+                    if self.channel is not None:  # it is the replica that stops
                         await self._leave(stream)
                     raise
                 finally:
@@ -188,12 +188,16 @@ class SchedulerLink(Actor[None]):
 
     async def _read(self, stream: Stream) -> None:
         """Take the scheduler's answers; raises when the link has ended."""
-        async for message in stream:
-            self._heard(self._patience)
-            if message.heard is not None and message.heard.want_full:
-                self._want_full = True
-                self._changed.set()
-        raise Unavailable("the scheduler ended the link")
+        try:
+            async for message in stream:
+                self._heard(self._patience)
+                if message.heard is not None and message.heard.want_full:
+                    self._want_full = True
+                    self._changed.set()
+            raise Unavailable("the scheduler ended the link")
+        except AnyServeError:
+            self.channel = None
+            raise
 
     def _heard(self, patience: float) -> None:
         """The scheduler has said something, and may now be silent for so many seconds."""
@@ -204,6 +208,7 @@ class SchedulerLink(Actor[None]):
         """Raise once the scheduler has been silent for too long."""
         with self._silence:
             await trio.sleep_forever()
+        self.channel = None
         raise DeadlineExceeded(f"the scheduler has been silent for {self._patience:g} s")
 
     async def _leave(self, stream: Stream) -> None:
