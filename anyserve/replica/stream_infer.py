@@ -86,6 +86,7 @@ class StreamedInference:
             for request in tuple(self._running):  # one that has its turn now may end at once
                 request.cancel()
             self._running.clear()
+            self._in_order.clear()
             while self._outbox:
                 self._outbox.popleft()[1]()
         if scope.cancelled_caught:
@@ -189,6 +190,7 @@ class _Ordered:
             self.answer[1]()
         elif self._inference is not None:
             self._inference.cancel()
+            self._inference = None
 
     def done(self, result: Reply | AnyServeError) -> None:
         """It has its answer."""

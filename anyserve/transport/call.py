@@ -237,8 +237,11 @@ async def _run_handler(call: ServerCall) -> None:
         errors, rest = group.split(Exception)
         if errors is not None:
             _log.error("the handler of %s failed while cancelled", call.path, exc_info=errors)
-        if rest is not None:
-            raise rest from None
+        try:
+            if rest is not None:
+                raise rest from None
+        finally:
+            del errors, rest  # this frame is in their tracebacks
 
 
 def status_of(error: Exception, path: str) -> tuple[Status, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import trio
 
+CODE = grpc.StatusCode
 SMALL, LARGE = np.zeros(25, np.float32), np.zeros(65_536, np.float32)
 
 
@@ -46,6 +47,46 @@ def fail(raw: Any, request: Any) -> None:
         raw.call("ModelInfer", request)
 
 
+def give_up(raw: Any, request: Any) -> None:
+    """Cancel a request that runs, in a call of its own and in a stream, and let one expire.
+
+    The connection keeps order: what is called later is answered after the cancel was read.
+    """
+    echo = scaled_down(request)
+    unary = raw.stub.ModelInfer.future(request, timeout=30)
+    raw.call("ModelInfer", echo)
+    unary.cancel()
+    raw.call("ModelInfer", echo)
+    stream = raw.stub.ModelStreamInfer(iter([echo, request, request]), timeout=30)
+    next(stream)
+    stream.cancel()
+    raw.call("ModelInfer", echo)
+    assert raw.refusal("ModelInfer", request, timeout=0.05).code is CODE.DEADLINE_EXCEEDED
+    request.parameters["timeout"].int64_param = 1_000
+    assert raw.refusal("ModelInfer", request).code is CODE.DEADLINE_EXCEEDED
+
+
+def scaled_down(request: Any) -> Any:
+    """The same request for `echo`, which waits for nothing."""
+    echo = type(request)()
+    echo.CopyFrom(request)
+    echo.model_name = "echo"
+    return echo
+
+
+def err(raw: Any, request: Any) -> None:
+    """A method that answers too often, a handler that fails, and no message at all."""
+    assert raw.refusal("ModelInfer", request).code is CODE.UNIMPLEMENTED
+    request.model_name = "fragile"
+    request.ClearField("raw_input_contents")
+    assert raw.refusal("ModelInfer", request).code is CODE.INVALID_ARGUMENT
+    answers = raw.stub.ModelStreamInfer(iter([request, request]), timeout=30)
+    assert all(answer.error_message for answer in answers)
+    method = raw.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError, match="no ModelInferRequest"):
+        method(b"\xff", timeout=30)
+
+
 @pytest.mark.parametrize(
     "call, capability, inputs",
     [
@@ -54,6 +95,8 @@ def fail(raw: Any, request: Any) -> None:
         pytest.param(stream_infer, "repeat", {"IN": np.arange(5, dtype=np.int32)}, id="stream"),
         pytest.param(stream_infer, "echo", {"INPUT0": LARGE}, id="large in a stream"),
         pytest.param(fail, "nothing", {"INPUT0": SMALL}, id="refused"),
+        pytest.param(give_up, "sleep", {"seconds": np.full(1, 30, "f4")}, id="given up"),
+        pytest.param(err, "repeat", {"IN": np.arange(5, dtype=np.int32)}, id="failed"),
     ],
 )
 async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector(
