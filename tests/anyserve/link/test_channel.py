@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from anyserve.burst import burst, each_turn
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
 from anyserve.link.frames import Frame, Kind
@@ -74,4 +75,77 @@ async def test_the_writer_says_when_the_other_end_is_gone_and_sends_are_dropped_
     with pytest.raises(LinkClosed):
         await one.flush()
     one.send(frames.encode(Kind.PING, 2))
+    assert await one.receive() == []
+
+
+async def test_what_a_burst_sends_is_written_at_its_end_in_one_piece(ends) -> None:
+    one, two = ends
+    with burst:
+        for number in range(100):
+            one.send(frames.encode(Kind.PING, number))
+    # Nobody runs the writer.
+    assert [frame.call for frame in await two.receive()] == list(range(100))
+
+
+async def test_what_the_tasks_of_a_turn_send_is_written_together(ends) -> None:
+    one, two = ends
+
+    async def send(number: int) -> None:
+        one.send(frames.encode(Kind.PING, number))
+
+    with each_turn():
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(send, number)
+        found = await two.receive()
+    assert sorted(frame.call for frame in found) == list(range(20))
+
+
+async def test_the_last_frame_for_a_while_is_written_at_once_behind_those_before(ends) -> None:
+    one, two = ends
+    with burst:
+        one.send(frames.encode(Kind.PING, 1))
+        one.send(frames.encode(Kind.PING, 2), last=True)
+        assert [frame.call for frame in await two.receive()] == [1, 2]
+        one.send(frames.encode(Kind.PING, 3))
+    assert [frame.call for frame in await two.receive()] == [3]
+
+
+async def test_what_the_socket_does_not_take_is_written_as_the_other_end_reads(ends) -> None:
+    one, two = ends
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run_writer)
+        for start in (0, 100):
+            with burst:
+                for number in range(start, start + 100):
+                    one.send(frames.encode(Kind.PING, number, bytes(30_000)))
+            await trio.testing.wait_all_tasks_blocked()
+        one.send(frames.encode(Kind.PING, 200), last=True)
+        found = await received(two, 201)
+        nursery.cancel_scope.cancel()
+    assert [frame.call for frame in found] == list(range(201))
+
+
+async def test_a_flush_that_is_cancelled_keeps_the_rest(ends) -> None:
+    one, two = ends
+    for number in range(100):
+        one.send(frames.encode(Kind.PING, number, bytes(30_000)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    one.send(frames.encode(Kind.PING, 100))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run_writer)
+        found = await received(two, 101)
+        nursery.cancel_scope.cancel()
+    assert [frame.call for frame in found] == list(range(101))
+
+
+async def test_a_burst_to_an_end_that_is_gone_disturbs_nobody(ends) -> None:
+    one, two = ends
+    await two.aclose()
+    for _ in range(2):
+        with burst:
+            one.send(frames.encode(Kind.PING, 1))
     assert await one.receive() == []
