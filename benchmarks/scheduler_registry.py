@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 
 import attrs
-
-from anyserve.capability import Capability
 from anyserve_scheduler.fleet import Load, OfferView
 from anyserve_scheduler.registration import Registration, Report
 from anyserve_scheduler.registry import MemoryRegistry
+
+from anyserve.capability import Capability
 from benchmarks.tables import number, table
 
 REPLICAS = 1_000

@@ -175,7 +175,7 @@ class MemoryRegistry:
         """As `Registry` says."""
         silences = self._leases.pass_time(now)
         if silences is NOBODY:
-            return ()
+            return []
         doubted = [self._doubt(self._records[id]) for id in silences.suspect]
         removed = [self._remove(self._records[id]) for id in silences.over]
         return [change for change in (*doubted, *removed) if change is not None]
