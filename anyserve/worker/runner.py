@@ -117,12 +117,22 @@ class HandlerRunner:
         except (Exception, SystemExit, BaseExceptionGroup) as error:
             if _is_cancellation(error):
                 raise
-            declared = _declared(error)
-            if declared is not None:
-                raise declared from error
-            context.logger.exception("the handler of %r failed", self.name)
-            raise Internal(f"{type(error).__name__}: {error}") from error
+            return Ending(error=self._verdict(error, context))
         return Ending(opened.batch)
+
+    def _verdict(self, error: BaseException, context: Context) -> AnyServeError:
+        """What a handler's exception is to its client.
+
+        Returned and not raised: a frame that raises what it has a name for is in a cycle with it,
+        and so is all of the request.
+        """
+        declared = _declared(error)
+        if declared is not None:
+            return declared
+        context.logger.error("the handler of %r failed", self.name, exc_info=error)
+        internal = Internal(f"{type(error).__name__}: {error}")
+        internal.__cause__ = error
+        return internal
 
 
 def cut_off(context: Context, stopping: AnyServeError) -> Ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from anyserve_protos.infer_wire import scan_request
 
 from anyserve import App, Context, Request, Response
 from anyserve.client import encode_request
-from anyserve.errors import Status
+from anyserve.errors import FailedPrecondition, Status
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel
 from anyserve.link.frames import Frame, Kind, RequestBody
@@ -53,6 +54,22 @@ async def forever(request: Request, context: Context) -> Response:
 @app.capability("undecodable")
 async def undecodable(request: Request, context: Context) -> Response:
     raise ValueError("no file \udc80")  # as `os.fsdecode` makes of bytes that are no text
+
+
+@app.capability("refuses")
+async def refuses(request: Request, context: Context) -> Response:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_refuse)
+    raise FailedPrecondition("not now")
+
+
+@app.capability("refuses_at_once")
+async def refuses_at_once(request: Request, context: Context) -> Response:
+    raise FailedPrecondition("not now")
+
+
+async def _refuse() -> None:
+    raise FailedPrecondition("not in a nursery either")
 
 
 @attrs.define
@@ -157,3 +174,40 @@ async def test_the_end_of_the_link_cancels_what_runs() -> None:
     async with served() as replica:
         await replica.start(1, "forever")
         assert await replica.answered() == []
+
+
+@pytest.mark.parametrize(
+    "capability", ["undecodable", "refuses", "refuses_at_once", "forever", "count", "big"]
+)
+async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector(
+    capability: str,
+) -> None:
+    """However it ends: what its exception refers to may be large."""
+    async with served() as replica:
+
+        async def call(number: int) -> None:
+            await replica.start(number, capability)
+            if capability in ("forever", "count"):
+                await replica.answered()
+                await replica.send(frames.encode(Kind.CANCEL, number))
+            while (frame := await replica.next()).kind not in (Kind.END, Kind.ERROR):
+                pass
+            assert frame.call == number
+
+        await call(1)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for number in range(2, 5):
+                await call(number)
+            await replica.answered()
+            gc.collect()
+            found = {
+                kind.__name__ for kind in map(type, gc.garbage) if "anyserve" in kind.__module__
+            }
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert found == set()
