@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 from anyserve_scheduler.fleet import Load, OfferView
@@ -71,7 +72,7 @@ def run() -> None:
     rows = [("a registration", _cpu(fleet.register, 1))]
     for loads in (0, 1, 2, 4, 8):
         what = f"a report of {loads} of {len(CAPABILITIES)} loads"
-        rows.append((what, _least(lambda loads=loads: fleet.report(loads))))
+        rows.append((what, _least(partial(fleet.report, loads))))
     rows.append(("a snapshot", _least(fleet.snapshot)))
     rows.append(("a look-up by name, and two views", _least(fleet.offering)))
     print(table(("", "CPU µs"), [(what, number(each)) for what, each in rows]))

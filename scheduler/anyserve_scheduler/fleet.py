@@ -70,9 +70,9 @@ class ChangeKind(enum.StrEnum):
     """What a change is about, so that a watcher can skip what it does not follow."""
 
     JOINED = "joined"
-    """A replica that was not there, or a new epoch of one that was."""
+    """A replica that was not there."""
     CHANGED = "changed"
-    """Its address, state or offers are others; its load may be too."""
+    """Its address, state or offers may be others, and its load."""
     REPORTED = "reported"
     """Nothing but the load of its offers, and when it was heard."""
     LEFT = "left"
