@@ -20,7 +20,7 @@ _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
 
 
-_CONNECTIONS = 4
+CONNECTIONS = 4
 """Connections that one call tries, where a server closes them before they are of use."""
 
 
@@ -259,7 +259,7 @@ class Channel:
     ) -> tuple[ClientConnection, ClientWire]:
         """A call on a connection that works, with the deadline of the caller."""
         deadline = trio.current_effective_deadline()
-        for _ in range(_CONNECTIONS):
+        for _ in range(CONNECTIONS):
             connection = await self._connected()
             timeout = deadline if deadline == math.inf else deadline - trio.current_time()
             headers = h.request_headers(path, self._authority, timeout, metadata)

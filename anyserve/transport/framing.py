@@ -41,6 +41,60 @@ def only_message(data: bytes, max_bytes: int) -> bytes | None:
     return None
 
 
+class Splitter:
+    """Cuts bytes into messages that are not compressed, as they come.
+
+    Holds no more than one message of at most `max_bytes`, and what came behind it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._wanted = _PREFIX.size
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the bytes so far end within a message."""
+        return self._size > 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The messages that are complete with `chunk`.
+
+        Raises `ResourceExhausted` for one over the cap, `Internal` for a compressed one.
+        """
+        if not self._size:
+            message = only_message(chunk, self._max_bytes)
+            if message is not None:
+                return [message]
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size < self._wanted:
+            return []
+        data = b"".join(self._chunks)
+        messages = []
+        start = 0
+        while True:
+            end = start + _PREFIX.size
+            if end <= len(data):
+                flag, length = _PREFIX.unpack_from(data, start)
+                if flag:
+                    raise Internal("a message is compressed, and the call did not ask for that")
+                if length > self._max_bytes:
+                    raise ResourceExhausted(
+                        f"a message of {length} bytes is over the limit of {self._max_bytes} bytes"
+                    )
+                end += length
+            if end > len(data):
+                break
+            messages.append(data[start + _PREFIX.size : end])
+            start = end
+        self._chunks = [data[start:]] if start < len(data) else []
+        self._size = len(data) - start
+        self._wanted = end - start
+        return messages
+
+
 class MessageReader:
     """Cuts one call's bytes into messages; for one task at a time.
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
-from anyserve.errors import Unavailable
+from anyserve.errors import AnyServeError, Unavailable
 from anyserve.transport import channel, http2
 from anyserve.transport.address import Address, TcpAddress, parse_address
 from anyserve.transport.channel import ClientConnection
-from anyserve.transport.headers import Headers
-from anyserve.transport.rpc import Limits
+from anyserve.transport.framing import pack
+from anyserve.transport.headers import TIMEOUT, Headers, encode_timeout
+from anyserve.transport.outgoing import Answers, Outgoing, call_headers, nothing
+from anyserve.transport.rpc import Buffer, Limits
 from anyserve.transport.trio_connection import READ_BUFFER, Connection
 from anyserve.transport.trio_stream import Stream
+from anyserve.transport.wire import NotTaken
 
 _MAX_CONCURRENT_STREAMS = 3
+_CONNECT_TIMEOUT = 3.0
+"""Seconds for a server to take the connection of a call that no task waits for."""
 _CLOSE_GRACE = 0.1
 """Seconds for a server's socket to take the last resets."""
 
@@ -30,6 +36,24 @@ class _Wire(Stream):
         super().__init__(connection, stream_id)
         self.headers: Headers | None = None
         self.trailers: Headers | None = None
+        self.on_news = nothing
+
+    @property
+    def failure(self) -> AnyServeError | None:
+        """See `CallbackWire`."""
+        return self._failure
+
+    def take(self) -> list[bytes]:
+        """See `CallbackWire`."""
+        return self._take()
+
+    def arrived(self, data: bytes, ended: bool) -> None:
+        super().arrived(data, ended)
+        self.on_news()
+
+    def lost(self, error: AnyServeError) -> None:
+        super().lost(error)
+        self.on_news()
 
     async def received_headers(self) -> Headers:
         """See `ClientWire`."""
@@ -81,19 +105,26 @@ class _Connection(Connection):
     async def begin(self, headers: Headers) -> _Wire | None:
         """See `ClientConnection`."""
         while self.usable:
-            if len(self.streams) >= self._allowed:
+            wire = self.begin_now(headers)
+            if wire is not None:
+                return wire
+            if self.usable:
                 await self._room_for_calls.park()
-                continue
-            try:
-                wire = _Wire(self, self.http2.request(headers))
-            except http2.NoMoreStreams:
-                self.retire()
-                break
-            self.streams[wire.id] = wire
-            # Not before it has put the headers in its output does HTTP/2 know the stream.
-            self._early.append(self._output())
-            return wire
         return None
+
+    def begin_now(self, headers: Headers) -> _Wire | None:
+        """A new call as `begin` gives it; None where the server allows no more, or none at all."""
+        if not self.usable or len(self.streams) >= self._allowed:
+            return None
+        try:
+            wire = _Wire(self, self.http2.request(headers))
+        except http2.NoMoreStreams:
+            self.retire()
+            return None
+        self.streams[wire.id] = wire
+        # Not before it has put the headers in its output does HTTP/2 know the stream.
+        self._early.append(self._output())
+        return wire
 
     def release(self, wire: _Wire) -> None:
         """See `ClientConnection`."""
@@ -174,6 +205,93 @@ class Channel(channel.Channel):
             connection.end("nobody waits for it")
             raise
         return connection
+
+    def call(
+        self,
+        path: str,
+        message: Sequence[Buffer],
+        answers: Answers,
+        *,
+        deadline: float = math.inf,
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
+    ) -> Outgoing:
+        """Begin a call of one message, which `answers` hears of later.
+
+        Where it has to wait, for a connection or for the server to read, a task of the channel
+        does. `NotTaken` says that there was nobody to take it, too.
+
+        deadline: on Trio's clock; it goes along, and the caller keeps it.
+        """
+        outgoing = Outgoing(answers, self.limits.max_message_bytes)
+        connection = self._connection
+        if isinstance(connection, _Connection):
+            wire = connection.begin_now(self._headers(path, deadline, metadata))
+            if wire is not None:
+                outgoing.begin(wire, partial(connection.release, wire))
+                if not wire.send_now(None, pack(message), None, True):
+                    self._start(outgoing, partial(outgoing.send, wire, message))
+                return outgoing
+        self._start(
+            outgoing, partial(self._call_later, outgoing, path, message, deadline, metadata)
+        )
+        return outgoing
+
+    def _headers(
+        self, path: str, deadline: float, metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> Headers:
+        headers = call_headers(path, self._authority, metadata)
+        if deadline == math.inf:
+            return headers
+        return (*headers, (TIMEOUT, encode_timeout(deadline - trio.current_time())))
+
+    def _start(self, outgoing: Outgoing, task: Callable[[], Awaitable[None]]) -> None:
+        """Let a task do for a call what has to wait, for as long as the call lasts."""
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await task()
+            except trio.Cancelled:
+                outgoing.fail(Unavailable(f"the channel to {self.address} is closed"))
+                raise
+
+        scope = outgoing.scope = trio.CancelScope()
+        self._connections.start_soon(run)
+
+    async def _call_later(
+        self,
+        outgoing: Outgoing,
+        path: str,
+        message: Sequence[Buffer],
+        deadline: float,
+        metadata: tuple[tuple[str, str | bytes], ...],
+    ) -> None:
+        try:
+            connection, wire = await self._begin_in_time(path, deadline, metadata)
+        except AnyServeError as error:
+            outgoing.fail(NotTaken(error.message))
+            return
+        if outgoing.over:
+            wire.reset()
+            return
+        outgoing.begin(wire, partial(connection.release, wire))
+        await outgoing.send(wire, message)
+
+    async def _begin_in_time(
+        self, path: str, deadline: float, metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> tuple[_Connection, _Wire]:
+        """A call on a connection that is there within some seconds; raises `Unavailable`."""
+        for _ in range(channel.CONNECTIONS):
+            connection: ClientConnection | None = None
+            with trio.move_on_after(_CONNECT_TIMEOUT):
+                connection = await self._connected()
+            if connection is None:
+                raise Unavailable(f"{self.address} does not answer")
+            assert isinstance(connection, _Connection)
+            wire = await connection.begin(self._headers(path, deadline, metadata))
+            if wire is not None:
+                return connection, wire
+        raise Unavailable(f"{self.address} takes connections and no calls")
 
 
 @asynccontextmanager
