@@ -122,7 +122,7 @@ async def test_what_a_peer_was_sent_long_ago_pays_for_no_more_than_it_can_have_i
     """A large answer earns many updates, and not without end."""
     async with connect(live) as client:
         await client.greet()
-        await client.answer(await client.call("Repeat", frame(b"100000,100")))
+        await client.answer(await client.call("Repeat", frame(b"100000,5")))
         mock_clock.jump(100)
         await client.send_raw(update(5) * 10_000)
         await trio.testing.wait_all_tasks_blocked()
