@@ -42,7 +42,7 @@ examples:
   anyserve replica --app examples.echo:app --in-process
 
 With --in-process your apps run in the replica's own process, as tasks of it: no worker, no shared
-memory, and half the cost of a request. It is for light async handlers that you trust: one that
+memory, and less CPU for each request. It is for light async handlers that you trust: one that
 blocks its event loop stops the whole replica meanwhile, one that crashes or exits ends it, and one
 that does not end when it is cancelled can't be killed. What is built in has workers all the same.
 
@@ -50,6 +50,8 @@ SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones g
 A second signal stops at once.
 """
 
+_LAST_WAIT = 3.0
+"""Seconds that the end may take after a second signal, when no worker is left to wait for."""
 _ANY_HOST = ("", "0.0.0.0", "::")
 
 
@@ -230,6 +232,10 @@ class _Signals:
                 if self.stopping.is_set():
                     self._replica.kill_workers()
                     self.scope.cancel()
+                    await trio.sleep(_LAST_WAIT)
+                    # A handler in this process does not end, and nothing else ends it.
+                    say("stopped while handlers still ran")
+                    os._exit(0)
                 elif not self.serving:
                     say("stopping")
                     self.scope.cancel()

@@ -267,6 +267,19 @@ def test_draining_lets_requests_end_and_cancels_what_is_left(
     assert "Traceback" not in live.log_text()
 
 
+def test_a_second_signal_stops_it_even_where_a_handler_does_not_end(
+    live: Any, raw: Any, request_of: Any, tree_of: Any, eventually: Any
+) -> None:
+    call = raw.stub.ModelInfer.future(request_of("stubborn", seconds=60), timeout=60)
+    eventually(lambda: tree_of(live)["replica/workers/behaviours-0"].details["running"] == "1")
+    live.process.send_signal(signal.SIGTERM)
+    eventually(lambda: not raw.call("ServerReady", pb.ServerReadyRequest()).ready)
+    live.process.send_signal(signal.SIGTERM)
+    assert live.process.wait(20) == 0
+    assert live.process.stdout.read().splitlines()[-1] == "stopped while handlers still ran"
+    assert call.exception(timeout=20).code() is CODE.UNAVAILABLE
+
+
 # Looking inside.
 
 
