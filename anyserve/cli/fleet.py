@@ -10,7 +10,7 @@ import trio
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.cli.arguments import complain, place, seconds
-from anyserve.errors import AnyServeError, Unavailable
+from anyserve.errors import AnyServeError, Unavailable, innermost
 from anyserve.transport.channel import Channel
 from anyserve.transport.trio_client import open_channel
 
@@ -40,14 +40,15 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show the fleet, once or until interrupted; the exit status."""
+    status = 0
     try:
         trio.run(_show, options)
-    except AnyServeError as error:
-        complain(error)
-        return 1
-    except KeyboardInterrupt:
+    except* AnyServeError as errors:
+        complain(innermost(errors))
+        status = 1
+    except* KeyboardInterrupt:
         pass
-    return 0
+    return status
 
 
 async def _show(options: argparse.Namespace) -> None:

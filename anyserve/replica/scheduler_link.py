@@ -25,6 +25,7 @@ from anyserve.transport.address import TcpAddress
 from anyserve.transport.channel import Channel, ClientStream
 
 ATTACH = "/anyserve.v1.Scheduler/Attach"
+LEAVE = "/anyserve.v1.Scheduler/Leave"
 BACKOFF = Backoff(initial=0.2, factor=2.0, maximum=4.0, jitter=0.5)
 """Between attempts. A scheduler that is back has heard of all its replicas within one lease."""
 _ANSWER_TIMEOUT = 5.0
@@ -96,7 +97,7 @@ class SchedulerLink(Actor[None]):
         self._changed.set()
 
     async def run(self, context: Context[None]) -> None:
-        """Register and report until stopped, then say goodbye; ready at once."""
+        """Register and report until stopped; ready at once."""
         context.started()
         while True:
             errors: BaseExceptionGroup[AnyServeError] | None = None
@@ -109,13 +110,26 @@ class SchedulerLink(Actor[None]):
             await trio.sleep(BACKOFF.delay(self._failures, self._jitter()))
             self._failures += 1
 
+    async def aclose(self) -> None:
+        """Say goodbye, where the last link was good, and wait a second at most for the answer."""
+        if self._last_error or not self.epoch:
+            return
+        request = pb.LeaveRequest(
+            replica_id=self.replica_id, epoch=self.epoch, link_token=self.token
+        )
+        with trio.move_on_after(_LEAVE_TIMEOUT), suppress(AnyServeError):
+            # A new channel: the link's own was cancelled with it.
+            async with self._open_channel() as channel:
+                await channel.unary(LEAVE, request, pb.LeaveReply)
+
     def _lost(self, errors: BaseExceptionGroup[AnyServeError], context: Context[None]) -> None:
         """Note why there is no link, and log it where that is news."""
         error: BaseException = errors
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, FailedPrecondition):
-            self.epoch = 0  # it is over: register anew
+            self.epoch = 0  # it is over: register anew, soon
+            self._failures = 0
         if str(error) != self._last_error:
             context.log.warning("no scheduler, serving alone: %s", error)
         self._last_error = str(error)
@@ -143,10 +157,6 @@ class SchedulerLink(Actor[None]):
                 try:
                     nursery.start_soon(self._read, stream)
                     await self._report(stream, told, granted.interval_ms / 1000)
-                except trio.Cancelled:
-                    if self.channel is not None:  # it is the replica that stops
-                        await self._leave(stream)
-                    raise
                 finally:
                     self.channel = None
 
@@ -188,16 +198,12 @@ class SchedulerLink(Actor[None]):
 
     async def _read(self, stream: Stream) -> None:
         """Take the scheduler's answers; raises when the link has ended."""
-        try:
-            async for message in stream:
-                self._heard(self._patience)
-                if message.heard is not None and message.heard.want_full:
-                    self._want_full = True
-                    self._changed.set()
-            raise Unavailable("the scheduler ended the link")
-        except AnyServeError:
-            self.channel = None
-            raise
+        async for message in stream:
+            self._heard(self._patience)
+            if message.heard is not None and message.heard.want_full:
+                self._want_full = True
+                self._changed.set()
+        raise Unavailable("the scheduler ended the link")
 
     def _heard(self, patience: float) -> None:
         """The scheduler has said something, and may now be silent for so many seconds."""
@@ -208,12 +214,4 @@ class SchedulerLink(Actor[None]):
         """Raise once the scheduler has been silent for too long."""
         with self._silence:
             await trio.sleep_forever()
-        self.channel = None
         raise DeadlineExceeded(f"the scheduler has been silent for {self._patience:g} s")
-
-    async def _leave(self, stream: Stream) -> None:
-        """Say goodbye and wait until that is heard, for a second at most."""
-        with trio.move_on_after(_LEAVE_TIMEOUT, shield=True), suppress(AnyServeError):
-            await stream.send(pb.FromReplica(leave=pb.Leave()), end=True)
-            while await stream.recv() is not None:
-                pass

@@ -74,8 +74,8 @@ class Links:
         """The link of a replica that has just registered, while the block reads what it reports.
 
         The newest block has it: one before it is cancelled and raises `Aborted`. When the lease
-        ends the block is cancelled and raises `Unavailable`. A replica whose block ends without a
-        goodbye is suspect.
+        ends the block is cancelled and raises `Unavailable`. A replica whose block ends is suspect
+        where it holds its lease.
         """
         link = self._links.get(replica_id)
         if link is None:

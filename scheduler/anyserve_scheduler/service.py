@@ -40,6 +40,9 @@ class SchedulerService:
             "/anyserve.v1.Scheduler/Attach": Handler(
                 self.attach, Cardinality.STREAM_STREAM, pb.FromReplica, pb.ToReplica
             ),
+            "/anyserve.v1.Scheduler/Leave": Handler(
+                self.leave, Cardinality.UNARY_UNARY, pb.LeaveRequest, pb.LeaveReply
+            ),
             "/anyserve.v1.Scheduler/Fleet": Handler(
                 self.fleet, Cardinality.UNARY_UNARY, pb.FleetRequest, pb.FleetReply
             ),
@@ -49,7 +52,7 @@ class SchedulerService:
         """The scheduler link of one replica, for as long as it lives.
 
         Waits for its registration, a lease's length at most, and then for its reports, while its
-        lease lasts. When this ends the replica is out if it has said goodbye, else suspect.
+        lease lasts. A replica that holds its lease when this ends is suspect.
         """
         register = await self._first(stream)
         try:
@@ -69,6 +72,13 @@ class SchedulerService:
             )
             _tell(stream, pb.ToReplica(granted=_granted(grant)))
             await self._follow(stream, link)
+
+    async def leave(self, stream: ServerStream) -> None:
+        """A replica's goodbye; `PermissionDenied` for whoever holds no such lease."""
+        request: pb.LeaveRequest = await stream.recv_message()
+        self._links.verified(request.replica_id, request.epoch, request.link_token)
+        self._registry.release(request.replica_id, request.epoch)
+        await stream.send_message(pb.LeaveReply())
 
     async def fleet(self, stream: ServerStream) -> None:
         """The fleet as it is now."""
@@ -100,21 +110,15 @@ class SchedulerService:
         return message.register
 
     async def _follow(self, stream: ServerStream, link: Link) -> None:
-        """Take what a replica reports until it says goodbye, or its stream ends."""
+        """Take what a replica reports until its stream ends."""
         message: pb.FromReplica
         async for message in stream:
-            if message.report is not None:
-                report = report_of(message.report)
-                heard = self._registry.report(
-                    link.replica_id, link.epoch, report, trio.current_time()
-                )
-                answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
-                _tell(stream, pb.ToReplica(heard=answer))
-            elif message.leave is not None:
-                self._registry.release(link.replica_id, link.epoch)
-                return
-            else:
-                raise InvalidArgument("after `register` come `report` and `leave`")
+            if message.report is None:
+                raise InvalidArgument("after `register` comes nothing but `report`")
+            report = report_of(message.report)
+            heard = self._registry.report(link.replica_id, link.epoch, report, trio.current_time())
+            answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
+            _tell(stream, pb.ToReplica(heard=answer))
 
 
 def _granted(grant: Grant) -> pb.Granted:

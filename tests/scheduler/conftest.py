@@ -91,12 +91,10 @@ class Call:
             self.to_replica.close()
             self.ended.set()
 
-    async def send(self, message: pb.FromReplica, *, end: bool = False) -> None:
+    async def send(self, message: pb.FromReplica) -> None:
         if not self.desk.loses(message):
             with suppress(trio.BrokenResourceError):
                 await self._up.send(pb.FromReplica.parse(bytes(message)))
-        if end:
-            self._up.close()
 
     async def recv(self) -> pb.ToReplica | None:
         try:
@@ -109,6 +107,20 @@ class Call:
     async def __aiter__(self) -> AsyncIterator[pb.ToReplica]:
         while (message := await self.recv()) is not None:
             yield message
+
+
+@attrs.define
+class UnaryEnd:
+    """A unary call in memory, as the scheduler's handler sees it."""
+
+    request: Any
+    reply: Any = None
+
+    async def recv_message(self) -> Any:
+        return self.request
+
+    async def send_message(self, message: Any) -> None:
+        self.reply = message
 
 
 @attrs.define(eq=False)
@@ -164,6 +176,15 @@ class Desk:
             yield call
         finally:
             call.scope.cancel()
+
+    async def unary(self, path: str, request: Any, reply_type: Any) -> Any:
+        if self.service is None:
+            raise Unavailable("connection refused")
+        if self.loses(request):
+            await trio.sleep_forever()
+        stream = UnaryEnd(request)
+        await self.service.__mapping__()[path].func(cast(Any, stream))
+        return stream.reply
 
     def names(self) -> dict[str, list[str]]:
         """What each replica of the fleet offers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import trio.testing
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_scheduler.fleet import ReplicaState
 
-from anyserve.errors import Aborted, AlreadyExists, PermissionDenied
+from anyserve.errors import Aborted, AlreadyExists, PermissionDenied, Unavailable
+from anyserve.replica.scheduler_link import LEAVE
 
 LEASE, INTERVAL, SUSPICION = 10.0, 2.0, 2.5
 
@@ -57,7 +59,7 @@ async def test_load_is_reported_each_interval_however_often_it_changes(
         await trio.sleep(0.1)
         fake.offer("decode", running=running % 5)
     assert len(times) in (4, 5)
-    assert all(b - a >= INTERVAL for a, b in zip(times, times[1:], strict=False))
+    assert all(b - a >= INTERVAL for a, b in pairwise(times))
     await trio.sleep(INTERVAL)
     assert view(desk, "a").offers["decode"].load.running == 4
 
@@ -119,7 +121,7 @@ async def test_without_a_scheduler_a_replica_tries_again_and_again_and_less_ofte
     desk.kill()
     fake = join("a", "decode")
     await trio.sleep(120)
-    pauses = [b - a for a, b in zip(desk.attempts, desk.attempts[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(desk.attempts)]
     assert pauses[0] <= 0.3
     assert all(2.0 <= pause <= 6.0 for pause in pauses[5:])
     assert fake.link.channel is None
@@ -267,6 +269,22 @@ async def test_a_link_token_is_checked(desk: Any, autojump_clock: Any) -> None:
             desk.links.verified(id, number, token)
 
 
+async def test_only_a_replica_itself_can_say_its_goodbye(desk: Any, autojump_clock: Any) -> None:
+    call = await attach(desk, register("a"))
+    epoch = (await call.recv()).granted.epoch
+    for token in (bytes(32), b"", TOKEN):
+        leave = pb.LeaveRequest(replica_id="a", epoch=epoch, link_token=token)
+        if token != TOKEN:
+            with pytest.raises(PermissionDenied):
+                await desk.unary(LEAVE, leave, pb.LeaveReply)
+            assert desk.names() == {"a": []}
+        else:
+            await desk.unary(LEAVE, leave, pb.LeaveReply)
+    assert desk.names() == {}
+    with pytest.raises(Unavailable, match="the lease is over"):
+        await call.recv()
+
+
 async def test_a_replica_that_does_not_read_loses_its_link(desk: Any, autojump_clock: Any) -> None:
     call = await attach(desk, register("a"))
     for sequence in range(1, 100):
@@ -309,14 +327,6 @@ async def attach(desk: Any, message: pb.Register) -> Any:
 
 async def look(desk: Any) -> pb.FleetReply:
     """What the `Fleet` method answers."""
-    replies: list[pb.FleetReply] = []
-
-    class Stream:
-        async def recv_message(self) -> pb.FleetRequest:
-            return pb.FleetRequest()
-
-        async def send_message(self, message: pb.FleetReply) -> None:
-            replies.append(message)
-
-    await desk.service.fleet(Stream())
-    return replies[0]
+    reply = await desk.unary("/anyserve.v1.Scheduler/Fleet", pb.FleetRequest(), pb.FleetReply)
+    assert isinstance(reply, pb.FleetReply)
+    return reply

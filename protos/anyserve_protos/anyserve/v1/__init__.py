@@ -5,8 +5,6 @@
 
 __all__ = (
     "Attribute",
-    "DelegateReply",
-    "DelegateRequest",
     "Delegation",
     "ExplainReply",
     "ExplainRequest",
@@ -15,10 +13,11 @@ __all__ = (
     "FleetRequest",
     "FromReplica",
     "Granted",
+    "Handback",
     "Heard",
-    "Leave",
+    "LeaveReply",
+    "LeaveRequest",
     "Load",
-    "MetadataEntry",
     "NamedLoad",
     "Node",
     "Offer",
@@ -73,47 +72,10 @@ default_message_pool.register_message("anyserve.v1", "Attribute", Attribute)
 
 
 @dataclass(eq=False, repr=False)
-class DelegateReply(betterproto2.Message):
-    response: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
-    """
-    A ModelInferResponse, or a ModelStreamInferResponse where the request was streamed.
-    """
-
-
-default_message_pool.register_message("anyserve.v1", "DelegateReply", DelegateReply)
-
-
-@dataclass(eq=False, repr=False)
-class DelegateRequest(betterproto2.Message):
-    """
-
-
-    Oneofs:
-        - message:
-    """
-
-    delegation: "Delegation | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="message"
-    )
-    """
-    First.
-    """
-
-    request: "bytes | None" = betterproto2.field(
-        2, betterproto2.TYPE_BYTES, optional=True, group="message"
-    )
-    """
-    Then the ModelInferRequest.
-    """
-
-
-default_message_pool.register_message("anyserve.v1", "DelegateRequest", DelegateRequest)
-
-
-@dataclass(eq=False, repr=False)
 class Delegation(betterproto2.Message):
     """
-    A request that a replica can't serve, and what it has found out about it.
+    In `anyserve-delegation-bin`, with a ModelInfer or ModelStreamInfer of one request: a replica hands
+    over a request that its client sent to it directly, and relays the answers.
     """
 
     replica_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -122,32 +84,7 @@ class Delegation(betterproto2.Message):
 
     link_token: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
 
-    need: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
-    """
-    The least that would do, as `anyserve-need-bin` has it.
-    """
-
-    reasons: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
-    """
-    Why the replica does not serve it, one sentence each.
-    """
-
-    budget_us: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
-    """
-    What is left until the request's deadline; 0 for none.
-    """
-
-    streamed: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
-    """
-    It came by ModelStreamInfer.
-    """
-
-    metadata: "list[MetadataEntry]" = betterproto2.field(
-        8, betterproto2.TYPE_MESSAGE, repeated=True
-    )
-    """
-    The client's own.
-    """
+    handback: "Handback | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("anyserve.v1", "Delegation", Delegation)
@@ -294,13 +231,6 @@ class FromReplica(betterproto2.Message):
         2, betterproto2.TYPE_MESSAGE, optional=True, group="message"
     )
 
-    leave: "Leave | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="message"
-    )
-    """
-    The replica ends; nothing follows.
-    """
-
 
 default_message_pool.register_message("anyserve.v1", "FromReplica", FromReplica)
 
@@ -324,6 +254,27 @@ default_message_pool.register_message("anyserve.v1", "Granted", Granted)
 
 
 @dataclass(eq=False, repr=False)
+class Handback(betterproto2.Message):
+    """
+    What a replica says of a request that it does not serve: in `anyserve-handback-bin`, which ends
+    a call that came from the scheduler, or within a `Delegation`.
+    """
+
+    need: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    The least that would do, as `anyserve-need-bin` has it; empty, what was asked for.
+    """
+
+    reason: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    One sentence.
+    """
+
+
+default_message_pool.register_message("anyserve.v1", "Handback", Handback)
+
+
+@dataclass(eq=False, repr=False)
 class Heard(betterproto2.Message):
     """
     The answer to a report.
@@ -341,11 +292,23 @@ default_message_pool.register_message("anyserve.v1", "Heard", Heard)
 
 
 @dataclass(eq=False, repr=False)
-class Leave(betterproto2.Message):
+class LeaveReply(betterproto2.Message):
     pass
 
 
-default_message_pool.register_message("anyserve.v1", "Leave", Leave)
+default_message_pool.register_message("anyserve.v1", "LeaveReply", LeaveReply)
+
+
+@dataclass(eq=False, repr=False)
+class LeaveRequest(betterproto2.Message):
+    replica_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    epoch: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    link_token: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("anyserve.v1", "LeaveRequest", LeaveRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -371,16 +334,6 @@ class Load(betterproto2.Message):
 
 
 default_message_pool.register_message("anyserve.v1", "Load", Load)
-
-
-@dataclass(eq=False, repr=False)
-class MetadataEntry(betterproto2.Message):
-    key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
-
-    value: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
-
-
-default_message_pool.register_message("anyserve.v1", "MetadataEntry", MetadataEntry)
 
 
 @dataclass(eq=False, repr=False)
@@ -503,7 +456,7 @@ class Register(betterproto2.Message):
     link_token: "bytes" = betterproto2.field(5, betterproto2.TYPE_BYTES)
     """
     A secret that the replica made. The scheduler shows it in `anyserve-link-token-bin` when it
-    calls the replica, and the replica shows it in `Delegate`.
+    calls the replica, and the replica shows it in a `Delegation`.
     """
 
     draining: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)

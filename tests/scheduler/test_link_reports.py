@@ -1,0 +1,156 @@
+"""What a replica reports, against what the scheduler then knows: deltas add up to the truth."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytest
+from anyserve_protos.anyserve import v1 as pb
+from anyserve_scheduler.messages import offer_of, registration_of, report_of
+from anyserve_scheduler.registration import Heard
+from anyserve_scheduler.registry import MemoryRegistry
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyserve.capability import Capability
+from anyserve.errors import InvalidArgument
+from anyserve.offers import Offer
+from anyserve.replica.exchange import Executor
+from anyserve.replica.pool import Pool, State
+from anyserve.replica.reports import Load, Standing, all_offers, report, standing
+
+loads = st.builds(
+    Load,
+    running=st.integers(0, 100),
+    queued=st.integers(0, 100),
+    slots=st.integers(0, 100),
+    expected_wait=st.floats(0, 60),
+)
+names = st.sampled_from(["decode", "decode.heavy", "embedding", "rank"])
+attributes = st.dictionaries(
+    st.sampled_from(["model", "max_context", "fast"]), st.integers(1, 3), max_size=2
+)
+offers = st.builds(
+    lambda name, attributes, queue, decoupled: Offer(
+        Capability(name, attributes), queue=queue, decoupled=decoupled
+    ),
+    names,
+    attributes,
+    st.integers(0, 5),
+    st.booleans(),
+)
+
+
+@st.composite
+def standings(draw: Any) -> Standing:
+    chosen = {offer.name: offer for offer in draw(st.lists(offers, max_size=4))}
+    return Standing(chosen, {name: draw(loads) for name in chosen}, draw(st.booleans()))
+
+
+def register(now: Standing) -> pb.Register:
+    return pb.Register(
+        replica_id="a",
+        instance=b"i",
+        address="host:8001",
+        draining=now.draining,
+        offers=all_offers(now),
+    )
+
+
+def known(registry: MemoryRegistry) -> Any:
+    view = registry.fleet().replicas["a"]
+    return {
+        name: (
+            *(offer.capability, offer.version, offer.queue_limit, offer.decoupled),
+            *(offer.load.running, offer.load.queued, offer.load.slots, offer.load.expected_wait),
+        )
+        for name, offer in view.offers.items()
+    }, view.state == "draining"
+
+
+def truth(now: Standing) -> Any:
+    return {
+        name: (
+            *(offer.capability, offer.version, offer.queue, offer.decoupled),
+            *(load.running, load.queued, load.slots, load.expected_wait),
+        )
+        for name, offer in now.offers.items()
+        for load in [now.loads[name]]
+    }, now.draining
+
+
+@given(standings(), st.lists(st.tuples(standings(), st.booleans()), max_size=6))
+def test_after_each_report_the_registry_knows_the_replica_as_it_is(
+    first: Standing, later: list[tuple[Standing, bool]]
+) -> None:
+    registry = MemoryRegistry()
+    epoch = registry.register(registration_of(pb.Register.parse(bytes(register(first)))), 0.0).epoch
+    assert known(registry) == truth(first)
+    told = first
+    for sequence, (now, full) in enumerate(later, 1):
+        message = pb.Report.parse(bytes(report(sequence, None if full else told, now)))
+        assert registry.report("a", epoch, report_of(message), 0.1) is Heard.APPLIED
+        assert known(registry) == truth(now)
+        told = now
+
+
+@given(standings(), standings())
+def test_what_is_not_new_is_not_told(old: Standing, new: Standing) -> None:
+    message = report(1, old, new)
+    changed = {name for name in new.offers if old.offers.get(name) != new.offers[name]}
+    assert {offer.name for offer in message.offers} == changed
+    assert set(message.removed) == old.offers.keys() - new.offers.keys()
+    assert all(old.loads[named.name] != new.loads[named.name] for named in message.loads)
+    assert old.differs(new) == bool(changed or message.removed or old.draining != new.draining)
+
+
+def pool(concurrency: int = 2) -> Pool:
+    made = Pool(Offer(Capability("decode"), concurrency=concurrency))
+    made.add(cast(Executor, object()), made.offer)
+    made.set_state(State.READY, "")
+    return made
+
+
+class Waiting:
+    def on_granted(self, seat: Any) -> None: ...
+
+    def on_refused(self, error: Any) -> None: ...
+
+
+def test_a_pool_with_a_free_slot_has_no_wait() -> None:
+    busy = pool()
+    busy.service_time.observe(3.0)
+    busy.acquire(Waiting(), math.inf)
+    assert standing([busy], False).loads == {"decode": Load(1, 0, 2, 0.0)}
+
+
+async def test_a_full_pools_wait_is_that_of_one_more_request() -> None:
+    full = pool()
+    full.service_time.observe(3.0)
+    for _ in range(5):
+        full.acquire(Waiting(), math.inf)
+    assert standing([full], False).loads == {"decode": Load(2, 3, 2, (3 + 1) * 3.0 / 2)}
+
+
+def test_what_has_no_worker_is_not_offered() -> None:
+    lost = pool()
+    executor = lost.seats[0].executor
+    assert standing([lost], False).offers.keys() == {"decode"}
+    lost.remove(executor, "it died")
+    assert standing([lost], False) == Standing({}, {}, False)
+
+
+@pytest.mark.parametrize("value", [True, False, 7, -1, 2**63, 0.5, "smollm2"])
+def test_an_attribute_keeps_its_value_and_kind_where_it_has_one(value: Any) -> None:
+    offer = Offer(Capability("decode", {"x": value}))
+    now = Standing({"decode": offer}, {"decode": Load(0, 0, 1, 0.0)}, False)
+    (message,) = (pb.Offer.parse(bytes(one)) for one in all_offers(now))
+    found = offer_of(message).capability.attributes["x"]
+    assert found == value
+    assert type(found) is (float if value == 2**63 else type(value))
+
+
+def test_an_attribute_without_a_value_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="attribute 'x' has no value"):
+        offer_of(pb.Offer(name="decode", attributes={"x": pb.Attribute()}))
