@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
-from anyserve.capability import Attribute, Capability, power
+from anyserve.capability import Attribute, Capability, Power, power, tier
+from anyserve.offer_index import OfferIndex
 from anyserve_scheduler.routing.pools import Candidate, Kind, Pool, next_stamp
 
 _MATCHES_LIMIT = 1024
@@ -13,77 +11,50 @@ _MATCHES_LIMIT = 1024
 _POOLS_LIMIT = 256
 """Pools that are kept; one is made again, in time linear in its members, when it is asked for."""
 
-_Exact = tuple[str, tuple[tuple[str, Attribute], ...]]
-"""A capability as a key: its name and its sorted attributes."""
-
-
-def _exact(capability: Capability) -> _Exact:
-    return capability.name, tuple(capability.attributes.items())
-
-
-def tier(capability: Capability) -> tuple[object, ...]:
-    """A sort key, equal for capabilities of equal power: same limits, names equally deep.
-
-    `decode[model=a]` and `decode[model=b]` are one tier, so that a need that takes either has its
-    load spread over both.
-    """
-    return power(
-        Capability(
-            re.sub(r"[^.]+", "_", capability.name),
-            {
-                key: value if key.startswith(("max_", "min_")) else ""
-                for key, value in capability.attributes.items()
-            },
-        )
-    )
+_Need = tuple[str, tuple[tuple[str, Attribute], ...], str]
+"""A need as a key: name, attributes and version."""
 
 
 class Index:
     """Candidates by what they offer, and the pools for each need."""
 
     def __init__(self) -> None:
-        self._kinds: dict[_Exact, Kind] = {}
-        self._by_name: dict[str, dict[Kind, None]] = {}
-        """Kinds by the names of needs that they satisfy: their own and its ancestors."""
+        self._kinds: dict[Power, Kind] = {}
+        self._offers: OfferIndex[Kind] = OfferIndex()
         self._pools: dict[tuple[Kind, ...], Pool] = {}
-        """The one asked for last at the end."""
-        self._matches: dict[_Exact, tuple[Pool, ...]] = {}
+        """The one matched last at the end."""
+        self._matches: dict[_Need, tuple[Pool, ...]] = {}
 
     def matched(self, need: Capability) -> tuple[Pool, ...]:
         """The candidates that satisfy `need`, in pools of equal power, the least powerful first."""
-        if need.name not in self._by_name:
-            return ()
-        key = _exact(need)
+        key = need.name, tuple(need.attributes.items()), need.version
         pools = self._matches.get(key)
         if pools is None:
+            pools = self._match(need)
+            if not pools:
+                return ()
             if len(self._matches) >= _MATCHES_LIMIT:
                 del self._matches[next(iter(self._matches))]
-            pools = self._matches[key] = self._match(need)
+            self._matches[key] = pools
         return pools
 
-    def satisfying(self, need: Capability) -> list[Kind]:
-        """The kinds that satisfy `need`, in order of their power."""
-        named = self._by_name.get(need.name, ())
-        kinds = [kind for kind in named if kind.capability.satisfies(need)]
-        return sorted(kinds, key=lambda kind: (kind.tier, power(kind.capability)))
+    def least(self, need: Capability) -> Capability | None:
+        """The least powerful capability here that satisfies `need`."""
+        groups = self._offers.satisfying(need)
+        return groups[0].capability if groups else None
 
-    def kinds(self) -> Iterable[Kind]:
-        """All there are."""
-        return self._kinds.values()
-
-    def kinds_of(self, name: str) -> Iterable[Kind]:
-        """Those of this name, or of a kind of it."""
-        return self._by_name.get(name, ())
+    def near(self, need: Capability) -> list[Capability]:
+        """A few capabilities among which are those nearest to a need that none satisfies."""
+        return self._offers.near(need)
 
     def add(self, candidate: Candidate) -> None:
         """Take a candidate in."""
         capability = candidate.offer.capability
-        key = _exact(capability)
+        key = power(capability)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = Kind(capability, tier(capability))
-            for name in _with_ancestors(capability.name):
-                self._by_name.setdefault(name, {})[kind] = None
+            self._offers.add(capability, kind)
             self._matches.clear()
         candidate.kind = kind
         kind.members[candidate] = None
@@ -93,26 +64,23 @@ class Index:
     def remove(self, candidate: Candidate) -> None:
         """Let a candidate go; a kind goes with its last one."""
         kind = candidate.kind
-        assert kind is not None
+        assert kind is not None, f"{candidate.key} stands in no index"
         for pool in kind.pools:
             pool.remove(candidate)
         del kind.members[candidate]
         candidate.kind = None
         candidate.stamp = next_stamp()
         if not kind.members:
-            del self._kinds[_exact(kind.capability)]
-            for name in _with_ancestors(kind.capability.name):
-                kinds = self._by_name[name]
-                del kinds[kind]
-                if not kinds:
-                    del self._by_name[name]
+            del self._kinds[power(kind.capability)]
+            self._offers.remove(kind.capability, kind)
             for pool in kind.pools.copy():
                 self._discard(pool)
             self._matches.clear()
 
     def _match(self, need: Capability) -> tuple[Pool, ...]:
         tiers: dict[tuple[object, ...], list[Kind]] = {}
-        for kind in self.satisfying(need):
+        for group in self._offers.satisfying(need):
+            kind = group.holders[0]
             tiers.setdefault(kind.tier, []).append(kind)
         pools = tuple([self._pool(tuple(kinds)) for kinds in tiers.values()])
         # These are the last; whoever remembers one of the first must not find it again.
@@ -135,9 +103,3 @@ class Index:
         del self._pools[pool.kinds]
         for kind in pool.kinds:
             kind.pools.remove(pool)
-
-
-def _with_ancestors(name: str) -> Iterable[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]

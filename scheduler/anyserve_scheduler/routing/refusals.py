@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 
-from anyserve.capability import Capability, power, why_not
+from anyserve.capability import Capability, explain_absence
 from anyserve.errors import Status
 from anyserve_scheduler.routing.candidates import Candidates
 from anyserve_scheduler.routing.decision import Hints, NoRoute
-from anyserve_scheduler.routing.pools import Kind, Pool
+from anyserve_scheduler.routing.pools import Pool
 
-_NEAREST = 4
-"""Offers that a message names."""
-_LOOKED_AT = 256
-"""Offers that are looked at to find these, so that a wrong need costs little in any fleet."""
 _LISTED = 4
 """Excluded replicas that a message names."""
 
@@ -23,30 +18,19 @@ _LISTED = 4
 def no_route(need: Capability, hints: Hints, candidates: Candidates) -> NoRoute:
     """The reason, for a need that no candidate can take."""
     pools = candidates.live.matched(need) + candidates.suspect.matched(need)
-    loadable = next(iter(candidates.loadable.satisfying(need)), None)
-    could = None if loadable is None else loadable.capability
+    loadable = candidates.loadable.least(need)
     if pools:
         status, message = _none_can_take(need, pools, hints)
-    elif candidates.draining.satisfying(need):
+    elif candidates.draining.least(need) is not None:
         status, message = Status.UNAVAILABLE, f"all replicas that offer {need} are draining"
-    elif could is not None:
-        status, message = Status.UNAVAILABLE, f"{could} is not loaded on any replica"
+    elif loadable is not None:
+        status, message = Status.UNAVAILABLE, f"{loadable} is not loaded on any replica"
     else:
-        status, message = Status.NOT_FOUND, nearest_offers(need, candidates)
+        near = [offer for index in candidates.indexes() for offer in index.near(need)]
+        status, message = Status.NOT_FOUND, explain_absence(need, near)
     if hints.delegations:
         message += "; it was handed back once already"
-    return NoRoute(status, message, could)
-
-
-def nearest_offers(need: Capability, candidates: Candidates) -> str:
-    """The offers that are nearest to a need that nothing satisfies, and why each fails."""
-    named = _kinds(index.kinds_of(need.name) for index in candidates.indexes())
-    near = named or _kinds(index.kinds() for index in candidates.indexes())
-    if not near:
-        return f"nothing offers {need.name}: the fleet is empty"
-    near.sort(key=lambda offer: (-_in_common(offer.name, need.name), power(offer)))
-    whys = "; ".join(f"{why_not(offer, need)}" for offer in near[:_NEAREST])
-    return f"nothing in the fleet satisfies {need}: {whys}"
+    return NoRoute(status, message, loadable)
 
 
 def _none_can_take(need: Capability, pools: tuple[Pool, ...], hints: Hints) -> tuple[Status, str]:
@@ -68,15 +52,3 @@ def _exclusions(hints: Hints) -> str:
     some = [f"{id}: {why}" for id, why in itertools.islice(hints.excluded.items(), _LISTED)]
     more = len(hints.excluded) - len(some)
     return "; ".join(some) + (f"; and {more} more" if more else "")
-
-
-def _kinds(kinds: Iterable[Iterable[Kind]]) -> list[Capability]:
-    """Some of these, each once."""
-    found = itertools.islice(itertools.chain.from_iterable(kinds), _LOOKED_AT)
-    return list({str(kind.capability): kind.capability for kind in found}.values())
-
-
-def _in_common(offered: str, needed: str) -> int:
-    """The words that two names have in common from the left."""
-    pairs = zip(offered.split("."), needed.split("."), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

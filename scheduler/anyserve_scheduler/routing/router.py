@@ -47,7 +47,12 @@ class Router:
         sessions: Sessions | None = None,
     ) -> None:
         self._rng = rng
-        self._known = Known(Candidates(), prefixes or PrefixTable(), sessions or Sessions(), policy)
+        self._known = Known(
+            Candidates(),
+            PrefixTable() if prefixes is None else prefixes,
+            Sessions() if sessions is None else sessions,
+            policy,
+        )
         self._version = 0
 
     @property
