@@ -21,7 +21,13 @@ from benchmarks.texts import Order, Text
 
 
 def _generate(native: NativeServer, order: Order) -> Text:
-    body = {**attrs.asdict(order), "temperature": 0, "stream": True}
+    time.sleep(order.pause)
+    body = {
+        "prompt": order.prompt,
+        "max_tokens": order.max_tokens,
+        "temperature": 0,
+        "stream": True,
+    }
     began = time.monotonic()
     first: float | None = None
     last = b""

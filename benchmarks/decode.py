@@ -101,6 +101,7 @@ def _through(address: str) -> Generate:
 async def _work(client: Client, left: Iterator[Order], texts: list[Text]) -> None:
     """Generate one text after the other until none is left."""
     for order in left:
+        await trio.sleep(order.pause)
         values = {"stream": True, "max_tokens": order.max_tokens, "temperature": 0.0}
         began = time.monotonic()
         first: float | None = None
