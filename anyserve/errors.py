@@ -6,7 +6,7 @@ Raise the class where the fact is known; the ingress translates it to the wire i
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class Status(enum.IntEnum):
@@ -35,10 +35,15 @@ class AnyServeError(Exception):
     """Base of every error that AnyServe raises on purpose; `message` is safe to show a client."""
 
     status: ClassVar[Status] = Status.UNKNOWN
+    elsewhere = False
+    """Whether nothing was begun here, and another replica may be able to do it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+Error = TypeVar("Error", bound=AnyServeError)
 
 
 class Cancelled(AnyServeError):
@@ -135,6 +140,12 @@ class Unauthenticated(AnyServeError):
     """The caller did not prove who it is."""
 
     status = Status.UNAUTHENTICATED
+
+
+def elsewhere(error: Error) -> Error:
+    """`error`, for a request of which nothing was begun, and that another replica may serve."""
+    error.elsewhere = True
+    return error
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -9,7 +9,7 @@ import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.capability import Capability, explain_absence, satisfying
-from anyserve.errors import NotFound, Unavailable
+from anyserve.errors import NotFound, Unavailable, elsewhere
 from anyserve.offers import Offer
 from anyserve.replica.deadlines import Deadlines
 from anyserve.replica.exchange import Call, Executor
@@ -132,7 +132,7 @@ class Dispatcher(Actor[None]):
         offers = self._loaded()
         names = [offer.name for offer in satisfying(need, offers)]
         if not names:
-            raise NotFound(explain_absence(need, offers))
+            raise elsewhere(NotFound(explain_absence(need, offers)))
         return [self._pools[name] for name in names]
 
     def _loaded(self) -> list[Capability]:
@@ -176,7 +176,7 @@ class Dispatcher(Actor[None]):
     def begin(self) -> None:
         """A request has come; raises `Unavailable` where none is taken any more."""
         if self._draining:
-            raise Unavailable("the replica is draining")
+            raise elsewhere(Unavailable("the replica is draining"))
         self._in_flight += 1
 
     def finish(self) -> None:

@@ -17,13 +17,14 @@ from anyserve_protos.infer_wire import (
 )
 
 from anyserve.capability import Attribute, check_name, need_of
-from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted
+from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted, elsewhere
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
 from anyserve.region_parameters import BYTE_SIZE, REGION
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.execution import Consumer, Execution
+from anyserve.replica.handback import Handback
 from anyserve.replica.sequences import sequence_of
 
 _REGION = REGION.encode()
@@ -47,8 +48,18 @@ class Accepted:
 class Inference:
     """Reads requests as far as they must be read here, and runs them through the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, regions: Regions, max_shared_bytes: int) -> None:
-        """max_shared_bytes: that a request may have in its client's shared memory."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        regions: Regions,
+        max_shared_bytes: int,
+        handback: Handback | None = None,
+    ) -> None:
+        """max_shared_bytes: that a request may have in its client's shared memory.
+
+        handback: where what can't be served here goes; None for a replica without a scheduler.
+        """
+        self.handback = handback
         self._dispatcher = dispatcher
         self._regions = regions
         self._max_shared_bytes = max_shared_bytes
@@ -72,7 +83,9 @@ class Inference:
         texts = {key: value for key, value in metadata if isinstance(value, str)}
         if not self._dispatcher.knows(head.model_name):
             check_name(head.model_name)
-        need = need_of(head.model_name, head.parameters, texts.items())
+        need = None if self.handback is None else self.handback.need(metadata)
+        if need is None:
+            need = need_of(head.model_name, head.parameters, texts.items())
         offer = self._dispatcher.match(need)[0].offer
         if head.model_version:
             require_version(offer, head.model_version)
@@ -136,7 +149,7 @@ def require_version(offer: Offer, version: str) -> None:
     """Raise unless `version` is empty or the offer's: `InvalidArgument`, `NotFound`."""
     check_version(version)
     if version and version != offer.version:
-        raise NotFound(f"{offer.name!r} has no version {version}, only {offer.version}")
+        raise elsewhere(NotFound(f"{offer.name!r} has no version {version}, only {offer.version}"))
 
 
 def check_version(version: str) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from anyserve.errors import AnyServeError, ResourceExhausted, Unavailable
+from anyserve.errors import AnyServeError, ResourceExhausted, Unavailable, elsewhere
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
 from anyserve.replica.policy import DeadlineQueue, ServiceTime, least_loaded, refusal
@@ -101,7 +101,7 @@ class Pool:
     def check_serving(self) -> None:
         """Raise `Unavailable`, with the reason, unless a worker is there."""
         if not self.serving:
-            raise Unavailable(f"no worker for {self.offer.name!r} is ready: {self.reason}")
+            raise elsewhere(self._no_worker(self.reason))
 
     def acquire(
         self, waiting: Waiting, deadline: float, pinned: Seat | None = None
@@ -133,7 +133,8 @@ class Pool:
             budget=deadline - trio.current_time(),
         )
         if reason is not None:
-            raise ResourceExhausted(f"{self.offer.name!r} refuses the request: {reason}")
+            refused = ResourceExhausted(f"{self.offer.name!r} refuses the request: {reason}")
+            raise elsewhere(refused)
         ticket = Ticket(waiting, pinned)
         ticket.key = self._queue.push(deadline, ticket)
         return ticket
@@ -178,8 +179,11 @@ class Pool:
         self.retire(executor, reason)
         self.seats = [seat for seat in self.seats if seat.executor is not executor]
 
+    def _no_worker(self, reason: str) -> Unavailable:
+        return Unavailable(f"no worker for {self.offer.name!r} is ready: {reason}")
+
     def _refuse(self, reason: str) -> None:
-        error = Unavailable(f"no worker for {self.offer.name!r} is ready: {reason}")
+        error = elsewhere(self._no_worker(reason))
         for key, ticket in self._queue:
             hopeless = not self.serving or (ticket.pinned is not None and ticket.pinned.gone)
             if hopeless and self._queue.remove(key):

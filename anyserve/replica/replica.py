@@ -27,6 +27,7 @@ from anyserve.objects.segments import new_prefix, sweep
 from anyserve.replica.admin import AdminService
 from anyserve.replica.admin_socket import prepare_directory, socket_path
 from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.handback import Handback
 from anyserve.replica.inference import Inference
 from anyserve.replica.reports import standing
 from anyserve.replica.repository import Plan, Repository
@@ -116,6 +117,10 @@ class Replica:
             patience=config.patience,
             unload_timeout=config.drain_timeout,
         )
+        self.handback: Handback | None = None
+        """What becomes of requests that can't be served here, where there is a scheduler."""
+        if config.link is not None:
+            self.handback = Handback(lambda: self.link, self.dispatcher.deadlines)
         self._repository_spec = ChildSpec("repository", lambda: self.repository)
         self._ingress: Listener | None = None
         # None of these restarts alone: what they hold belongs together, so that a failure of one
@@ -199,7 +204,9 @@ class Replica:
         inference = InferenceService(
             server_name=config.server_name,
             dispatcher=self.dispatcher,
-            inference=Inference(self.dispatcher, regions, config.limits.max_message_bytes),
+            inference=Inference(
+                self.dispatcher, regions, config.limits.max_message_bytes, self.handback
+            ),
             regions=regions,
             client_shared_memory=config.client_shared_memory,
             repository=self._root.address(self._repository_spec),

@@ -22,7 +22,7 @@ from anyserve.replica.pool import Pool, State
 from anyserve.replica.repository import LoadModel, UnloadModel
 from anyserve.replica.settings import Settings
 from anyserve.replica.stream_infer import StreamedInference
-from anyserve.replica.unary import UnaryInference
+from anyserve.replica.unary import UnaryInference, hand_back
 from anyserve.transport.callback import Callback, UnaryCall
 from anyserve.transport.rpc import ServerStream
 
@@ -102,16 +102,24 @@ class InferenceService:
     def infer(self, call: UnaryCall, body: bytes) -> None:
         """One request, exactly one response."""
 
-        def done(result: Reply | AnyServeError) -> None:
-            if isinstance(result, AnyServeError):
-                call.fail(result)
-            else:
-                call.answer(result.pieces, result.release)
+        head = scan(body)
 
-        accepted = self._inference.accept(scan(body), call.metadata, call.deadline)
-        request = UnaryInference(self._inference, accepted, "ModelInfer", done)
-        call.on_gone = request.cancel
-        request.start()
+        def done(result: Reply | AnyServeError) -> None:
+            if not isinstance(result, AnyServeError):
+                call.answer(result.pieces, result.release)
+            elif handback is not None and result.elsewhere:
+                hand_back(handback, call, head, result)
+            else:
+                call.fail(result)
+
+        handback = self._inference.handback
+        try:
+            accepted = self._inference.accept(head, call.metadata, call.deadline)
+            request = UnaryInference(self._inference, accepted, "ModelInfer", done)
+            call.on_gone = request.cancel
+            request.start()
+        except AnyServeError as error:
+            done(error)
 
     async def stream_infer(self, stream: ServerStream) -> None:
         """Many requests, each with any number of responses."""

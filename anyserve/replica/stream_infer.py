@@ -6,9 +6,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import trio
-from anyserve_protos.infer_wire import stream_response
+from anyserve_protos.infer_wire import InferRequestHead, stream_response
 from anyserve_protos.inference import (
     InferParameter,
     ModelInferResponse,
@@ -16,12 +17,19 @@ from anyserve_protos.inference import (
 )
 
 from anyserve.burst import defer
-from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
+from anyserve.errors import (
+    AnyServeError,
+    DeadlineExceeded,
+    Internal,
+    Unavailable,
+    elsewhere,
+)
 from anyserve.link.frames import Buffer
 from anyserve.replica.exchange import Reply, nothing
+from anyserve.replica.handback import MODEL_STREAM_INFER, Relay
 from anyserve.replica.inference import Accepted, Inference, scan
 from anyserve.replica.unary import UnaryInference
-from anyserve.transport.rpc import ServerStream
+from anyserve.transport.rpc import Metadata, ServerStream
 from anyserve.waiting import Waiter
 
 IN_FLIGHT_LIMIT = 1024
@@ -57,19 +65,24 @@ class StreamedInference:
     def __init__(self, inference: Inference, stream: ServerStream) -> None:
         self._inference = inference
         self._stream = stream
-        self._running: set[_Ordered | _Decoupled] = set()
+        self._running: set[_Request] = set()
         self._in_order: deque[_Ordered] = deque()
         self._outbox: deque[tuple[Sequence[Buffer], Callable[[], None]]] = deque()
         self._sending = False
         """Whether the sender has what is due, since there was no room."""
         self._sender = Waiter()
         self._progress = Waiter()
+        self._requests = 0
+        """That were read."""
+        self._handed_back: tuple[AnyServeError, InferRequestHead | None] | None = None
+        """Why the call ends without an answer, and its only request."""
 
     async def run(self) -> None:
         """Serve until the client has ended the stream and everything that is due is sent.
 
         Once the replica drains, no more requests are read, and the stream ends after the answers
-        to those before: raises `Unavailable`. Cancelled, it cancels its requests.
+        to those before: raises `Unavailable`. Cancelled, it cancels its requests. A call of the
+        scheduler with one request, which can't be served here, ends with why.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -90,7 +103,11 @@ class StreamedInference:
             while self._outbox:
                 self._outbox.popleft()[1]()
         if scope.cancelled_caught:
-            raise Unavailable("the replica is draining")
+            draining = elsewhere(Unavailable("the replica is draining"))
+            if self._requests or not self._hand_back(draining, None):
+                raise draining
+        if self._handed_back is not None:
+            await self._send_back(*self._handed_back)
 
     def emit(self, message: Sequence[Buffer], sent: Callable[[], None] = nothing) -> None:
         """Send a message of these pieces after those before it; `sent` is called when it is."""
@@ -123,27 +140,72 @@ class StreamedInference:
             self.emit(*answer)
             self.ended(request)
 
-    def ended(self, request: _Ordered | _Decoupled) -> None:
+    def hand_on(
+        self, error: AnyServeError, head: InferRequestHead, ordered: _Ordered | None
+    ) -> bool:
+        """Have a request served elsewhere, where it can be; `error` is why it is not served here.
+
+        ordered: its place among the answers, where it has one.
+        """
+        handback = self._inference.handback
+        if handback is None or not error.elsewhere:
+            return False
+        if self._hand_back(error, head):
+            return True
+        stream = self._stream
+        relayed = _Relayed(self, head.id, ordered)
+        relay = handback.relay(
+            MODEL_STREAM_INFER, head, error, stream.metadata.items(), stream.deadline, relayed
+        )
+        if relay is None:
+            return False
+        relayed.relay = relay
+        self._running.add(relayed)
+        return True
+
+    def _hand_back(self, error: AnyServeError, head: InferRequestHead | None) -> bool:
+        """End a call of the scheduler's, where this is all there is in it."""
+        handback = self._inference.handback
+        metadata = self._stream.metadata.items()
+        if handback is None or self._requests > 1 or not handback.trusts(metadata):
+            return False
+        self._handed_back = error, head
+        self._running.clear()
+        self._in_order.clear()
+        self._progress.wake()
+        return True
+
+    async def _send_back(self, error: AnyServeError, head: InferRequestHead | None) -> None:
+        handback = self._inference.handback
+        assert handback is not None
+        await self._stream.send_trailing_metadata(
+            status=error.status,
+            status_message=error.message,
+            metadata=handback.trailers(error, head, self._stream.metadata.items()),
+        )
+
+    def ended(self, request: _Request) -> None:
         """A request has ended, and all that it had to say is sent or waits for that."""
         self._running.discard(request)
         self._progress.wake()
 
     def _begin(self, body: bytes) -> None:
-        identity = ""
+        self._requests += 1
+        head: InferRequestHead | None = None
         try:
             head = scan(body)
-            identity = head.id
             stream = self._stream
             accepted = self._inference.accept(head, stream.metadata.items(), stream.deadline)
         except AnyServeError as error:
-            self._add_ordered(identity).done(error)
+            if head is None or not self.hand_on(error, head, None):
+                self._add_ordered("" if head is None else head.id).done(error)
             return
         if accepted.offer.decoupled:
             decoupled = _Decoupled(self, self._inference, accepted)
             self._running.add(decoupled)
             decoupled.start()
         else:
-            self._add_ordered(identity).start(self._inference, accepted)
+            self._add_ordered(head.id).start(self._inference, accepted)
 
     def _add_ordered(self, identity: str) -> _Ordered:
         request = _Ordered(self, identity)
@@ -174,10 +236,12 @@ class _Ordered:
         """The message and what is to be called when it is sent; None until there is one."""
         self._stream = stream
         self._identity = identity
+        self._head: InferRequestHead | None = None
         self._inference: UnaryInference | None = None
 
     def start(self, inference: Inference, accepted: Accepted) -> None:
         """Begin."""
+        self._head = accepted.head
         self._inference = UnaryInference(inference, accepted, _METHOD, self.done)
         try:
             self._inference.start()
@@ -195,10 +259,13 @@ class _Ordered:
     def done(self, result: Reply | AnyServeError) -> None:
         """It has its answer."""
         self._inference = None
+        head, self._head = self._head, None
         if isinstance(result, AnyServeError):
             if self._stream.ends_with(result):
                 return
-            self.answer = (_error(result, self._identity),), nothing
+            if head is not None and self._stream.hand_on(result, head, self):
+                return
+            self.answer = (stream_error(result, self._identity),), nothing
         else:
             self.answer = stream_response(*result.pieces, _IS_FINAL), result.release
         self._stream.answered()
@@ -233,7 +300,9 @@ class _Decoupled:
         if self._stream.ends_with(error):
             return
         if error is not None:
-            self._stream.emit((_error(error, self._accepted.head.id),))
+            head = self._accepted.head
+            if not self._stream.hand_on(error, head, None):
+                self._stream.emit((stream_error(error, head.id),))
         elif self._accepted.head.parameters.get(EMPTY_FINAL) is True:
             self._stream.emit(stream_response(_empty_final(self._accepted)))
         self._stream.ended(self)
@@ -241,6 +310,50 @@ class _Decoupled:
     def _sent(self, reply: Reply) -> None:
         reply.release()
         self._execution.consumed()
+
+
+class _Relayed:
+    """A request that is served elsewhere, whose answers are passed on."""
+
+    relay: Relay
+
+    def __init__(self, stream: StreamedInference, identity: str, ordered: _Ordered | None) -> None:
+        self._stream = stream
+        self._identity = identity
+        self._ordered = ordered
+        self._unsent = 0
+
+    def cancel(self) -> None:
+        """Nobody reads what it says any more."""
+        self.relay.cancel()
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """See `Answers`."""
+        if self._ordered is not None:
+            self._ordered.answer = (messages[-1],), nothing
+            self._stream.answered()
+            return
+        self._unsent += len(messages)
+        if self._unsent > _BATCH:
+            self.relay.call.hold()
+        for message in messages:
+            self._stream.emit((message,), self._sent)
+
+    def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
+        """See `Answers`."""
+        if self._ordered is not None and self._ordered.answer is None:
+            self._ordered.done(error or Internal("the scheduler gave no answer"))
+        elif error is not None and not self._stream.ends_with(error):
+            self._stream.emit((stream_error(error, self._identity),))
+        self._stream.ended(self)
+
+    def _sent(self) -> None:
+        self._unsent -= 1
+        if not self._unsent:
+            self.relay.call.resume()
+
+
+_Request: TypeAlias = _Ordered | _Decoupled | _Relayed
 
 
 def _empty_final(accepted: Accepted) -> bytes:
@@ -251,7 +364,8 @@ def _empty_final(accepted: Accepted) -> bytes:
     return bytes(response) + _IS_FINAL
 
 
-def _error(error: AnyServeError, identity: str) -> bytes:
+def stream_error(error: AnyServeError, identity: str) -> bytes:
+    """What answers a request of a stream that failed."""
     return bytes(
         ModelStreamInferResponse(
             error_message=error.message, infer_response=ModelInferResponse(id=identity)

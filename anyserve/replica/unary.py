@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from anyserve.errors import AnyServeError, Unimplemented
+from anyserve_protos.infer_wire import InferRequestHead
+
+from anyserve.errors import AnyServeError, Internal, Unimplemented
 from anyserve.replica.exchange import Reply
+from anyserve.replica.handback import MODEL_INFER, Handback
 from anyserve.replica.inference import Accepted, Inference
+from anyserve.transport.callback import UnaryCall
+from anyserve.transport.rpc import Metadata
 
 Done = Callable[[Reply | AnyServeError], None]
 """Takes the one response, whose buffers it releases, or what the request ended with instead."""
@@ -58,3 +63,40 @@ class UnaryInference:
         if self._reply is not None:
             self._reply.release()
             self._reply = None
+
+
+def hand_back(
+    handback: Handback, call: UnaryCall, head: InferRequestHead, error: AnyServeError
+) -> None:
+    """What becomes of a call that can't be served here: the scheduler has it served elsewhere."""
+    if handback.trusts(call.metadata):
+        call.fail(error, handback.trailers(error, head, call.metadata))
+        return
+    relay = handback.relay(
+        MODEL_INFER, head, error, call.metadata, call.deadline, _RelayedAnswer(call)
+    )
+    if relay is None:
+        call.fail(error)
+    else:
+        call.on_gone = relay.cancel
+
+
+class _RelayedAnswer:
+    """The answer to a call that was served elsewhere."""
+
+    def __init__(self, call: UnaryCall) -> None:
+        self._call = call
+        self._message: bytes | None = None
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """See `Answers`."""
+        self._message = messages[-1]
+
+    def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
+        """See `Answers`."""
+        if error is not None:
+            self._call.fail(error)
+        elif self._message is None:
+            self._call.fail(Internal("the scheduler gave no answer"))
+        else:
+            self._call.answer((self._message,))

@@ -13,7 +13,7 @@ from typing import Protocol
 import trio
 
 from anyserve.errors import AnyServeError
-from anyserve.transport.rpc import Buffer, ServerStream
+from anyserve.transport.rpc import Buffer, MetadataLike, ServerStream
 
 
 def nothing() -> None:
@@ -39,8 +39,8 @@ class UnaryCall(Protocol):
         """Answer with the message that the pieces make; `release` is called when they are sent."""
         ...
 
-    def fail(self, error: AnyServeError) -> None:
-        """End the call with a status."""
+    def fail(self, error: AnyServeError, metadata: MetadataLike | None = None) -> None:
+        """End the call with a status; metadata: of its trailers."""
         ...
 
 
@@ -82,6 +82,7 @@ class _CallOfTask:
         self._pieces: Sequence[Buffer] = ()
         self._release: Callable[[], None] = nothing
         self._error: AnyServeError | None = None
+        self._metadata: MetadataLike | None = None
 
     def answer(self, pieces: Sequence[Buffer], release: Callable[[], None] = nothing) -> None:
         """See `UnaryCall`."""
@@ -91,10 +92,10 @@ class _CallOfTask:
         self._pieces, self._release = pieces, release
         self._end()
 
-    def fail(self, error: AnyServeError) -> None:
+    def fail(self, error: AnyServeError, metadata: MetadataLike | None = None) -> None:
         """See `UnaryCall`."""
         if not self.ended.is_set():
-            self._error = error
+            self._error, self._metadata = error, metadata
             self._end()
 
     def give_up(self) -> None:
@@ -112,9 +113,13 @@ class _CallOfTask:
         self.ended.set()
 
     async def send(self, stream: ServerStream) -> None:
-        """Send the answer, or raise the error; waits for the client to take it."""
-        if self._error is not None:
-            raise self._error
+        """Send the answer or the error; waits for the client to take it."""
+        error = self._error
+        if error is not None:
+            await stream.send_trailing_metadata(
+                status=error.status, status_message=error.message, metadata=self._metadata
+            )
+            return
         try:
             await stream.send_message(tuple(self._pieces))
             await stream.send_trailing_metadata()

@@ -19,7 +19,7 @@ from anyserve.transport.call import run_call, status_of
 from anyserve.transport.callback import Callback, nothing
 from anyserve.transport.framing import only_message, pack
 from anyserve.transport.http2 import RawHeaders
-from anyserve.transport.rpc import Buffer, Limits, ServerStream, Service
+from anyserve.transport.rpc import Buffer, Limits, MetadataLike, ServerStream, Service
 from anyserve.transport.server import CLOSE_GRACE, Server, serve_connections
 from anyserve.transport.trio_connection import READ_BUFFER, Connection
 from anyserve.transport.trio_stream import Stream
@@ -105,14 +105,14 @@ class _CallWithoutTask:
             request = attrs.evolve(self._request, method=sending, timeout=timeout)
             self._connection.start_task(wire, request, release)
 
-    def fail(self, error: AnyServeError) -> None:
+    def fail(self, error: AnyServeError, metadata: MetadataLike | None = None) -> None:
         """See `UnaryCall`."""
-        self.end_with(error.status, error.message)
+        self.end_with(error.status, error.message, metadata)
 
-    def end_with(self, status: Status, message: str) -> None:
+    def end_with(self, status: Status, message: str, metadata: MetadataLike | None = None) -> None:
         """End with a status, where it has not ended."""
         if not self._over:
-            self._wire.end_now(h.trailers_only(status, message))
+            self._wire.end_now(h.trailers_only(status, message, metadata))
             self._end()
             self._connection.call_ended()
 
