@@ -22,7 +22,8 @@ from anyserve.errors import (
 )
 from anyserve.replica.reports import Standing, all_offers, report
 from anyserve.transport.address import TcpAddress
-from anyserve.transport.channel import Channel, ClientStream
+from anyserve.transport.channel import ClientStream
+from anyserve.transport.trio_client import Channel
 
 ATTACH = "/anyserve.v1.Scheduler/Attach"
 LEAVE = "/anyserve.v1.Scheduler/Leave"
