@@ -39,7 +39,7 @@ def report_of(message: pb.Report) -> Report:
 def offer_of(message: pb.Offer) -> OfferView:
     """An offer; raises `InvalidArgument` for one that can't be."""
     return OfferView(
-        capability=Capability(message.name, attributes_of(message.attributes)),
+        capability=Capability(message.name, attributes_of(message.attributes), message.version),
         version=message.version,
         load=load_of(message.usage),
         queue_limit=message.queue_limit,

@@ -72,7 +72,8 @@ def known(registry: MemoryRegistry) -> Any:
 def truth(now: Standing) -> Any:
     return {
         name: (
-            *(offer.capability, offer.version, offer.queue, offer.decoupled),
+            Capability(name, offer.capability.attributes, offer.version),
+            *(offer.version, offer.queue, offer.decoupled),
             *(load.running, load.queued, load.slots, load.expected_wait),
         )
         for name, offer in now.offers.items()
