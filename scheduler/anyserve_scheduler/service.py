@@ -10,7 +10,7 @@ from anyserve_protos.anyserve import v1 as pb
 from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
-from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument, Unavailable
+from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument
 from anyserve.transport.rpc import ServerStream
 from anyserve_scheduler.links import Link, Links, check_token
 from anyserve_scheduler.messages import fleet_replica, registration_of, report_of
@@ -52,7 +52,8 @@ class SchedulerService:
         """The scheduler link of one replica, for as long as it lives.
 
         Waits for its registration, a lease's length at most, and then for its reports, while its
-        lease lasts. A replica that holds its lease when this ends is suspect.
+        lease lasts; one that does not read the answers is not heard any more. A replica that holds
+        its lease when this ends is suspect.
         """
         register = await self._first(stream)
         try:
@@ -70,7 +71,7 @@ class SchedulerService:
                 "is back" if grant.resumed else "has joined",
                 register.address,
             )
-            _tell(stream, pb.ToReplica(granted=_granted(grant)))
+            await stream.send_message(pb.ToReplica(granted=_granted(grant)))
             await self._follow(stream, link)
 
     async def leave(self, stream: ServerStream) -> None:
@@ -118,7 +119,7 @@ class SchedulerService:
             report = report_of(message.report)
             heard = self._registry.report(link.replica_id, link.epoch, report, trio.current_time())
             answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
-            _tell(stream, pb.ToReplica(heard=answer))
+            await stream.send_message(pb.ToReplica(heard=answer))
 
 
 def _granted(grant: Grant) -> pb.Granted:
@@ -127,9 +128,3 @@ def _granted(grant: Grant) -> pb.Granted:
         lease_ms=round(grant.terms.lease * 1000),
         interval_ms=round(grant.terms.interval * 1000),
     )
-
-
-def _tell(stream: ServerStream, message: pb.ToReplica) -> None:
-    """Send at once; a replica for which that can't be is not reading, and loses its link."""
-    if not stream.send_messages_now([message]):
-        raise Unavailable("the replica does not read what its scheduler says")

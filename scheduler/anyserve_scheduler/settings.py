@@ -26,6 +26,8 @@ A replica that is silent for --interval and half a second more is suspect, and o
 SIGTERM or Ctrl-C stops it; its replicas serve on, and register again with the next one.
 """
 _DEFAULTS = LeaseTerms()
+_SHORTEST = 0.01
+_LONGEST = 86_400.0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +63,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     options = parser.parse_args(arguments)
+    if options.interval < _SHORTEST or options.lease > _LONGEST:
+        parser.error(f"--interval is {_SHORTEST:g} or more, and --lease {_LONGEST:g} or less")
     try:
         terms = LeaseTerms(options.lease, options.interval)
     except ValueError as error:

@@ -56,14 +56,9 @@ class SchedulersEnd:
         except trio.EndOfChannel:
             return None
 
-    def send_messages_now(self, messages: list[pb.ToReplica]) -> bool:
-        try:
-            for message in messages:
-                if not self._call.desk.loses(message):
-                    self._call.to_replica.send_nowait(pb.ToReplica.parse(bytes(message)))
-        except trio.WouldBlock:
-            return False
-        return True
+    async def send_message(self, message: pb.ToReplica) -> None:
+        if not self._call.desk.loses(message):
+            await self._call.to_replica.send(pb.ToReplica.parse(bytes(message)))
 
 
 class Call:

@@ -246,6 +246,7 @@ def test_anyserve_fleet_says_in_a_line_that_there_is_no_scheduler(replica: Any) 
     "module, options, status, message",
     [
         (("anyserve_scheduler",), ("--lease", "2", "--interval", "2"), 2, "a lease is longer"),
+        (("anyserve_scheduler",), ("--lease", "inf"), 2, "--lease 86400 or less"),
         (("anyserve", "scheduler"), ("--port", "x"), 2, "'x' is no port"),
         (("anyserve", "scheduler"), ("--host", "nowhere.invalid"), 1, "cannot listen"),
         (("anyserve", "replica"), ("--replica-id", "a"), 2, "--scheduler is missing"),
