@@ -232,6 +232,8 @@ class Miss:
 
 NEAREST = 8
 """Offers that a refusal explains."""
+_NAMED = 32
+"""Offers that it names where there is nothing to explain."""
 _EXPLANATION_LIMIT = 2000
 """Characters of a refusal."""
 
@@ -264,13 +266,14 @@ def _shared(a: str, b: str) -> int:
 
 def explain_absence(need: Capability, offers: Iterable[Capability]) -> str:
     """Why none of `offers` satisfies `need`, and which come nearest: one line of bounded length."""
-    misses = nearest(need, offers, NEAREST + 1)
-    more = ", and more" if len(misses) > NEAREST else ""
-    misses = misses[:NEAREST]
+    misses = nearest(need, offers, _NAMED + 1)
     kinds = [miss.why for miss in misses if miss.offer.is_kind_of(need.name)]
     if kinds:
-        text = f"nothing here satisfies {need}: {'; '.join(kinds)}{more}"
+        more = ", and more" if len(kinds) > NEAREST else ""
+        text = f"nothing here satisfies {need}: {'; '.join(kinds[:NEAREST])}{more}"
     else:
+        more = ", and more" if len(misses) > _NAMED else ""
+        misses = misses[:_NAMED]
         names = ", ".join(dict.fromkeys(miss.offer.name for miss in misses)) or "nothing"
         text = f"no capability {need.name!r} here; there is: {names}{more}"
     return text if len(text) <= _EXPLANATION_LIMIT else text[: _EXPLANATION_LIMIT - 1] + "…"

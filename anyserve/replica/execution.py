@@ -176,6 +176,7 @@ class Execution:
         self._pool.service_time.observe(now() - self._started)
         self._pool.release(seat)
         if self._over:
+            self._leave_sequence()
             return
         if isinstance(error, WorkerLost) and self._may_retry():
             self._retry()
@@ -289,11 +290,8 @@ class Execution:
         dispatcher, pool = self._dispatcher, self._pool
         if self._deadline is not None:
             dispatcher.deadlines.drop(self._deadline)
-        if self._open is not None:
-            assert self._call.sequence is not None
-            dispatcher.sequences(self.offer.name).leave(
-                self._call.sequence, self._open, self, ended
-            )
+        if self._exchange is None:
+            self._leave_sequence()  # else when the handler has ended
         dispatcher.finish()
         if self._span is not None:
             self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
@@ -305,6 +303,13 @@ class Execution:
                 batch=self._batch,
                 wall_ms=time.time_ns() // 1_000_000,
             )
+
+    def _leave_sequence(self) -> None:
+        if self._open is not None:
+            assert self._call.sequence is not None
+            left, self._open = self._open, None
+            sequences = self._dispatcher.sequences(self.offer.name)
+            sequences.leave(self._call.sequence, left, self, now())
 
     def _outcome(self, error: AnyServeError) -> Outcome:
         if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:

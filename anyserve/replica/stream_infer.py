@@ -42,7 +42,8 @@ FINAL = "triton_final_response"
 
 _METHOD = "ModelStreamInfer"
 _BATCH = 16
-"""Messages that are sent in one piece, where they are due at once and small."""
+"""Messages that are sent in one piece, where they are due at once and small; and requests that
+are read before others have a turn."""
 
 
 def _flag(value: bool) -> bytes:
@@ -88,8 +89,13 @@ class StreamedInference:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_waiting)
                 with self._inference.accepting() as scope:
-                    while (body := await self._stream.recv_message()) is not None:
+                    for number in itertools.count(1):
+                        body = await self._stream.recv_message()
+                        if body is None:
+                            break
                         self._begin(body)
+                        if number % _BATCH == 0:  # many may be here at once
+                            await trio.lowlevel.checkpoint()
                         while len(self._running) + len(self._outbox) >= IN_FLIGHT_LIMIT:
                             await self._progress.wait()
                 while self._running or self._outbox or self._sending:

@@ -10,6 +10,7 @@ from functools import partial
 
 import trio
 
+from anyserve.burst import woke
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.transport import channel, http2
 from anyserve.transport.address import Address, TcpAddress, parse_address
@@ -134,6 +135,7 @@ class _Connection(Connection):
         """See `Connection`; it closes once the calls in flight have ended."""
         self.usable = False
         self._room_for_calls.unpark_all()
+        woke()
         self._end_if_done()
 
     def end(self, reason: str) -> None:
@@ -150,6 +152,7 @@ class _Connection(Connection):
     def _on_stream_closed(self, event: http2.StreamClosed) -> None:
         super()._on_stream_closed(event)
         self._room_for_calls.unpark()
+        woke()
         self._end_if_done()
 
     def _on_settings(self, event: http2.SettingsReceived) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from anyserve.burst import burst, defer
+from anyserve.burst import burst, defer, woke
 from anyserve.errors import Unavailable
 from anyserve.transport import http2, sockets
 from anyserve.transport.flood import FloodGuard
@@ -156,6 +156,7 @@ class Connection:
         if self.ended is not None:
             return
         self.ended = reason
+        woke()  # the reader, and whoever waits at a stream or for room
         self._reading.cancel()
         self._writer.wake()
         error = Unavailable(f"the connection to {self.peer} is lost: {reason}")

@@ -60,7 +60,7 @@ class _Running:
         try:
             ending = await self.runner.run(self._session.incoming(body, context), self)
         except AnyServeError as error:
-            ending = Ending(error=error)
+            ending = Ending(error=error.with_traceback(None))  # which leads here
         finally:
             self._session.end(self._call, ending or cut_off(context, _STOPPING))
 

@@ -319,9 +319,9 @@ def test_an_absence_names_what_there_is_or_what_is_lacking() -> None:
 
 
 def test_an_absence_among_very_many_offers_is_one_short_line() -> None:
-    offers = [Capability(f"kind-{i}") for i in range(2 * NEAREST)]
+    offers = [Capability(f"kind-{i}") for i in range(100)]
     text = explain_absence(Capability("speech"), offers)
-    assert text.count("kind-") == NEAREST
+    assert text.count("kind-") == 32
     assert text.endswith(", and more")
     large = [Capability(f"x.k{i}", {f"a{j}": "v" * 255 for j in range(16)}) for i in range(NEAREST)]
     need = Capability("x", {f"a{j}": "w" * 255 for j in range(16)})

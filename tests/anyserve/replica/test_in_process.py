@@ -227,11 +227,13 @@ def test_a_lifespan_that_fails_ends_its_calls_and_is_started_again(
     refusal = client.refusal("ModelInfer", request_of("die"))
     assert refusal.code is CODE.UNAVAILABLE
     assert re.fullmatch("worker lifelong-0 (is stopping|has failed)", refusal.message)
-    eventually(lambda: story.read_text().split()[-1] == "loaded")
-    eventually(lambda: tree_of(live)["replica/workers/lifelong-0"].state == "running")
+
+    def restarted() -> Any:
+        worker = tree_of(live)["replica/workers/lifelong-0"]
+        return worker if worker.restarts == 1 and worker.state == "running" else None
+
+    worker = eventually(restarted)
     client.call("ModelInfer", request_of("live", x=[1]))
-    worker = tree_of(live)["replica/workers/lifelong-0"]
-    assert worker.restarts == 1
     assert "the disk is gone" in worker.last_error
     assert live.stop() == 0
 
