@@ -94,7 +94,7 @@ class Inference:
             head=head.head,
             raw=head.raw,
             request_id=f"{head.id[:_NAMED]}#{next(self._numbers)}",
-            deadline=_deadline(head, deadline) if "timeout" in head.parameters else deadline,
+            deadline=deadline_of(head, deadline),
             metadata=texts,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             regions=self._find_regions(head.head) if _REGION in head.head else {},
@@ -158,9 +158,11 @@ def check_version(version: str) -> None:
         raise InvalidArgument(f"model version {version!r} is not a number")
 
 
-def _deadline(head: InferRequestHead, call_deadline: float) -> float:
+def deadline_of(head: InferRequestHead, call_deadline: float) -> float:
     """The earlier of the call's deadline and the request's own `timeout`, in microseconds."""
-    timeout = head.parameters.get("timeout", 0)
+    timeout = head.parameters.get("timeout")
+    if timeout is None:
+        return call_deadline
     if isinstance(timeout, bool) or not isinstance(timeout, int) or not timeout:
         return call_deadline
     if not 0 < timeout <= _MAX_TIMEOUT_US:

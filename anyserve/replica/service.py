@@ -90,7 +90,7 @@ class InferenceService:
             "TraceSetting": settings.trace,
             "LogSettings": settings.log,
         }
-        methods = {name: _unary(name, method) for name, method in simple.items()}
+        methods = {name: unary_method(name, method) for name, method in simple.items()}
         methods["ModelInfer"] = Handler(Callback(self.infer), Cardinality.UNARY_UNARY, bytes, bytes)
         methods["ModelStreamInfer"] = Handler(
             self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
@@ -193,7 +193,7 @@ class InferenceService:
         )
 
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        name = _model_name(request)
+        name = model_name(request)
         if request.parameters:
             raise Unimplemented(
                 "a capability is loaded as its app declares it: parameters are not supported"
@@ -205,18 +205,18 @@ class InferenceService:
     async def unload(
         self, request: pb.RepositoryModelUnloadRequest
     ) -> pb.RepositoryModelUnloadResponse:
-        name = _model_name(request)
+        name = model_name(request)
         self._dispatcher.pool(name)
         await self._repository.ask(lambda reply: UnloadModel(name, reply))
         return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
 
-def _model_name(request: Any) -> str:
+def model_name(request: Any) -> str:
     """The model of a load or unload: Triton has it in its own field, KServe in the first."""
     return check_name(request.model_name or request.repository_name)
 
 
-def _unary(name: str, method: Method) -> Handler:
+def unary_method(name: str, method: Method) -> Handler:
     """A method of one request and one reply, whose types are called after it."""
 
     async def handle(stream: ServerStream) -> None:

@@ -9,9 +9,8 @@ import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.errors import Unavailable
-from anyserve.transport.channel import Channel
 from anyserve.transport.rpc import Limits
-from anyserve.transport.trio_client import open_channel
+from anyserve.transport.trio_client import Channel, open_channel
 from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, ReplicaView
 from anyserve_scheduler.watched import WatchedRegistry
 

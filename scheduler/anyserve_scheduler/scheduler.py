@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 import attrs
 from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
 
+from anyserve.burst import each_turn
 from anyserve.transport.address import TcpAddress
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.listener import Listener
@@ -16,10 +18,14 @@ from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
 from anyserve.transport.wires import WIRES, Serve, open_wire
 from anyserve_scheduler.channels import Channels
+from anyserve_scheduler.gateway.forwarding import Ways
+from anyserve_scheduler.gateway.gateway import Gateway
+from anyserve_scheduler.gateway.service import GatewayService
 from anyserve_scheduler.keeper import LeaseKeeper
 from anyserve_scheduler.links import Links
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.registry import MemoryRegistry
+from anyserve_scheduler.routing import PREFIX, Router
 from anyserve_scheduler.service import SchedulerService
 from anyserve_scheduler.watched import WatchedRegistry
 
@@ -54,6 +60,11 @@ class Scheduler:
         """What else is known of each replica."""
         self.channels = Channels(self.registry, config.limits)
         """The way to each replica."""
+        self.router = Router(PREFIX, random.Random())
+        """Where requests go."""
+        self.registry.follow(self.router.follow)
+        self.ways = Ways(self.registry, self.links, self.channels, self.router)
+        """What is on its way through the front door."""
         self._health = HealthState()
         self._listener: Listener | None = None
         # As in a replica, none of these restarts alone.
@@ -61,6 +72,7 @@ class Scheduler:
             [
                 ChildSpec("leases", lambda: LeaseKeeper(self.registry, config.terms)),
                 ChildSpec("channels", lambda: self.channels),
+                ChildSpec("gateway", lambda: Gateway(self.ways)),
                 ChildSpec("ingress", self._new_listener),
             ],
             Policy(max_restarts=0),
@@ -76,7 +88,8 @@ class Scheduler:
         """
         async with open_wire(self._config.transport) as self._serve, self._tree.running():
             self._health.set("", True)
-            yield
+            with each_turn():
+                yield
 
     @property
     def address(self) -> TcpAddress:
@@ -95,6 +108,7 @@ class Scheduler:
         config = self._config
         services: list[Service] = [
             SchedulerService(self.registry, self.links, config.terms),
+            GatewayService(self.ways),
             HealthService(self._health),
         ]
         services.append(ReflectionService([*services]))

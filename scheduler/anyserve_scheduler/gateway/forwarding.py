@@ -1,0 +1,267 @@
+"""One request on its way through the front door: to a replica, and to another if it has to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+from anyserve_protos.anyserve import v1 as pb
+
+from anyserve.burst import now
+from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
+from anyserve.needs import to_bytes
+from anyserve.replica.deadlines import Deadline, Deadlines
+from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
+from anyserve.transport.outgoing import Outgoing
+from anyserve.transport.rpc import Metadata, decode
+from anyserve.transport.trio_client import Channel
+from anyserve.transport.wire import NotTaken
+from anyserve_scheduler.channels import Channels
+from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
+from anyserve_scheduler.links import Links
+from anyserve_scheduler.routing import Decision, Hints, NoRoute, Router, Sent
+from anyserve_scheduler.watched import WatchedRegistry
+
+MOST_ATTEMPTS = 4
+"""Replicas that one request is sent to; all but one and a delegation have not taken it."""
+
+
+class Client(Protocol):
+    """Whoever wants the answers; it is called in Trio's thread, and never waits."""
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """The next answers, as the replica has sent them."""
+        ...
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """There are no more."""
+        ...
+
+
+class Ways:
+    """What forwarding needs of the scheduler."""
+
+    def __init__(
+        self, registry: WatchedRegistry, links: Links, channels: Channels, router: Router
+    ) -> None:
+        self.registry = registry
+        self.links = links
+        self.channels = channels
+        self.router = router
+        self.deadlines = Deadlines()
+        """Those of the requests on their way."""
+        self.nursery: trio.Nursery
+        """For what a request has to wait for."""
+        self.in_flight = 0
+        self.retried = 0
+        """Requests that went on since a replica had not taken them."""
+        self.delegated = 0
+        """Requests that went on since a replica had handed them back."""
+
+
+class Forwarding:
+    """A request that is passed on, without a task of its own.
+
+    After `start` it ends once: by `on_end` of its client, or by `cancel`. It goes to one replica;
+    to others only where the one before has not taken it, and once where that hands it back.
+    """
+
+    decoupled = False
+    """Whether the replica may answer any number of times."""
+    _deadline: Deadline | None = None
+    _call: Outgoing | None = None
+    _sent: Sent | None = None
+    _answered = _held = _over = False
+    _attempts = 0
+
+    def __init__(self, ways: Ways, request: Incoming, client: Client) -> None:
+        self._ways = ways
+        self._request = request
+        self._client = client
+        self._need = request.need
+        self._replica = ""
+        self._excluded: dict[str, str] = {}
+        handed_over = request.permit.spent
+        if handed_over is not None:
+            self._excluded[handed_over.replica] = handed_over.reason
+
+    def start(self) -> None:
+        """Send it; raises why it can't go anywhere, and is over then."""
+        self._route()
+        ways = self._ways
+        ways.in_flight += 1
+        if self._request.deadline != math.inf:
+            self._deadline = ways.deadlines.add(self._request.deadline, self._expire)
+
+    def cancel(self) -> None:
+        """Nobody wants the answers any more."""
+        if not self._over:
+            if self._call is not None:
+                self._call.cancel()
+            self._finish(served=False)
+
+    def hold(self) -> None:
+        """Take no more answers, so that the replica has to wait."""
+        self._held = True
+        if self._call is not None:
+            self._call.hold()
+
+    def resume(self) -> None:
+        """Go on with the answers."""
+        self._held = False
+        if self._call is not None:
+            self._call.resume()
+
+    # What the replica says.
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """See `Answers`."""
+        if not self._answered:
+            self._answered = True
+            self._request.body = b""  # it goes nowhere else any more
+        self._client.on_messages(messages)
+
+    def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
+        """See `Answers`."""
+        if isinstance(error, Unavailable):
+            link = self._ways.links.get(self._replica)
+            if link is not None:
+                link.last_error = error.message
+        if error is None or self._answered:
+            self._end(error)
+            return
+        word = metadata.get(HANDBACK)
+        if isinstance(word, bytes):
+            self._handed_back(word)
+        elif isinstance(error, NotTaken):
+            self._ways.retried += 1
+            self._go_on(error.message)
+        else:
+            self._end(error)
+
+    # Its way.
+
+    def _route(self) -> None:
+        """Send it to the best replica there is; raises why there is none."""
+        request, ways = self._request, self._ways
+        time = now()
+        if time >= request.deadline:
+            raise DeadlineExceeded("the deadline passed before the request was sent to a replica")
+        hints = Hints(
+            request.deadline - time,
+            request.session,
+            request.blocks,
+            self._excluded,
+            request.permit.delegations,
+        )
+        while True:
+            decision = ways.router.choose(self._need, hints, time)
+            if isinstance(decision, NoRoute):
+                raise self._lost(decision)
+            link = ways.links.get(decision.replica)
+            if link is not None and link.epoch == decision.epoch:
+                break
+            self._excluded[decision.replica] = "its link is not up yet"
+        self._replica = decision.replica
+        self._sent = ways.router.sent(self._need, hints, decision, time)
+        self._send(decision, link.token)
+
+    def _send(self, decision: Decision, token: bytes) -> None:
+        request, ways = self._request, self._ways
+        view = ways.registry.fleet().replicas[decision.replica]
+        self.decoupled = view.offers[decision.capability.name].decoupled
+        delegations = request.permit.delegations
+        metadata = (
+            *request.metadata,
+            (LINK_TOKEN, token),
+            (DELEGATIONS, str(delegations)),
+            *(((NEED, to_bytes(self._need)),) if delegations else ()),
+        )
+        channel = ways.channels.get(view)
+        if channel is not None:
+            self._begin(channel, metadata)
+        else:
+            ways.nursery.start_soon(self._open, view, metadata)
+
+    def _begin(self, channel: Channel, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        request = self._request
+        self._call = channel.call(
+            request.path, (request.body,), self, deadline=request.deadline, metadata=metadata
+        )
+        if self._held:
+            self._call.hold()
+
+    async def _open(self, view: ReplicaView, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        """The same where there is no channel yet; waits a turn of the loop."""
+        try:
+            channel = await self._ways.channels.open(view)
+        except Unavailable as error:
+            if not self._over:
+                self._go_on(error.message)
+            return
+        if not self._over:
+            self._begin(channel, metadata)
+
+    def _handed_back(self, word: bytes) -> None:
+        ways, permit = self._ways, self._request.permit
+        link = ways.links.get(self._replica)
+        if link is not None:
+            link.delegations += 1
+        try:
+            handback = handback_of(self._replica, decode(word, pb.Handback), self._need)
+            permit.consume(handback)
+        except AnyServeError as error:
+            self._end(error)
+            return
+        ways.delegated += 1
+        self._need = narrowed(self._need, handback)
+        self._go_on(handback.reason)
+
+    def _go_on(self, reason: str) -> None:
+        """Send it to another replica, since the one it was at does not serve it."""
+        self._close(served=False)
+        self._excluded[self._replica] = reason
+        self._attempts += 1
+        if self._attempts >= MOST_ATTEMPTS:
+            self._end(Unavailable(f"{self._attempts} replicas did not take it; the last: {reason}"))
+            return
+        try:
+            self._route()
+        except AnyServeError as error:
+            self._end(error)
+
+    def _lost(self, none: NoRoute) -> AnyServeError:
+        """Why there is no replica for it, with what those said that it was at."""
+        error = none.error()
+        spent = self._request.permit.spent
+        if spent is not None and spent.reason not in error.message:
+            return type(error)(f"{error.message}; {spent.replica} said: {spent.reason}")
+        return error
+
+    # Its end.
+
+    def _expire(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        self._end(DeadlineExceeded("the deadline passed before the request was answered"))
+
+    def _end(self, error: AnyServeError | None) -> None:
+        self._finish(served=error is None)
+        self._client.on_end(error)
+
+    def _finish(self, *, served: bool) -> None:
+        self._over = True
+        self._close(served=served)
+        self._ways.in_flight -= 1
+        if self._deadline is not None:
+            self._ways.deadlines.drop(self._deadline)
+
+    def _close(self, *, served: bool) -> None:
+        """It is no longer at the replica it was at."""
+        self._call = None
+        if self._sent is not None:
+            self._ways.router.ended(self._sent, now(), served=served)
+            self._sent = None

@@ -1,0 +1,246 @@
+"""`inference.GRPCInferenceService` of the fleet, as one server."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import trio
+from anyserve_protos import inference as pb
+from grpclib.const import Cardinality, Handler
+
+from anyserve import __version__
+from anyserve.capability import Capability, check_name
+from anyserve.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from anyserve.replica.inference import check_version
+from anyserve.replica.service import EXTENSIONS, SERVICE, model_name, unary_method
+from anyserve.replica.settings import Settings
+from anyserve.transport.callback import Callback, UnaryCall
+from anyserve.transport.rpc import ServerStream
+from anyserve_scheduler.fleet import ReplicaState, ReplicaView
+from anyserve_scheduler.gateway.asking import Said, ask, ask_all
+from anyserve_scheduler.gateway.forwarding import Ways
+from anyserve_scheduler.gateway.merging import merged_index, merged_statistics
+from anyserve_scheduler.gateway.stream import ForwardedStream
+from anyserve_scheduler.gateway.unary import ForwardedUnary
+from anyserve_scheduler.routing import Hints, NoRoute
+
+_ATTEMPTS = 3
+"""Replicas that are asked what they know of a model, where one does not answer."""
+_NO_MEMORY = (
+    "shared memory is of one machine, and the replicas may be on others: send tensors in the"
+    " message, or register the memory with a replica"
+)
+
+Reply = TypeVar("Reply")
+Method = Callable[[Any], Awaitable[Any]]
+
+_log = logging.getLogger(__name__)
+
+
+class GatewayService:
+    """The service that clients of the fleet speak to."""
+
+    def __init__(self, ways: Ways) -> None:
+        self._ways = ways
+        self._settings = Settings()
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        """The methods, in the form of grpclib services; inference passes as bytes."""
+        simple: dict[str, Method] = {
+            "ServerLive": self.live,
+            "ServerReady": self.ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+            "SystemSharedMemoryStatus": self.memory_status,
+            "SystemSharedMemoryRegister": self.memory_register,
+            "SystemSharedMemoryUnregister": self.memory_unregister,
+            "CudaSharedMemoryStatus": self.cuda_status,
+            "CudaSharedMemoryRegister": self.memory_register,
+            "CudaSharedMemoryUnregister": self.cuda_unregister,
+            "TraceSetting": self._settings.trace,
+            "LogSettings": self._settings.log,
+        }
+        methods = {name: unary_method(name, method) for name, method in simple.items()}
+        methods["ModelInfer"] = Handler(Callback(self.infer), Cardinality.UNARY_UNARY, bytes, bytes)
+        methods["ModelStreamInfer"] = Handler(
+            self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
+        )
+        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+    # Inference.
+
+    def infer(self, call: UnaryCall, body: bytes) -> None:
+        """One request, exactly one response."""
+        ForwardedUnary(self._ways, call, body)
+
+    async def stream_infer(self, stream: ServerStream) -> None:
+        """Many requests, each with any number of responses."""
+        await ForwardedStream(self._ways, stream).run()
+
+    # The fleet and its models.
+
+    async def live(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ready(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(
+            ready=any(view.state is ReplicaState.LIVE for view in self._replicas())
+        )
+
+    async def server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name="anyserve", version=__version__, extensions=list(EXTENSIONS)
+        )
+
+    async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        ready = bool(self._serving(_need(request.name, request.version)))
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """What a replica says, with all versions that the fleet serves."""
+        reply = await self._ask_one(request, "ModelMetadata", pb.ModelMetadataResponse)
+        views = self._ways.registry.fleet().offering(reply.name)
+        offers = [view.offers.get(reply.name) for view in views]
+        versions = {offer.version for offer in offers if offer is not None and not offer.loadable}
+        reply.versions = sorted({*versions, *reply.versions}, key=lambda each: (len(each), each))
+        return reply
+
+    async def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        return await self._ask_one(request, "ModelConfig", pb.ModelConfigResponse)
+
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        """The sums over all replicas that answer."""
+        views = self._replicas()
+        if request.name:
+            views = self._serving(_need(request.name, request.version))
+            if not views:
+                raise InvalidArgument(f"nothing in the fleet serves {request.name!r}")
+        said = await self._ask_all(views, "ModelStatistics", request, pb.ModelStatisticsResponse)
+        return merged_statistics(each.reply for each in said if each.reply is not None)
+
+    # The repository.
+
+    async def repository_index(
+        self, request: pb.RepositoryIndexRequest
+    ) -> pb.RepositoryIndexResponse:
+        """Each version of each model once, in the best state that it has anywhere."""
+        said = await self._ask_all(
+            self._replicas(), "RepositoryIndex", request, pb.RepositoryIndexResponse
+        )
+        indexes = (each.reply for each in said if each.reply is not None)
+        return merged_index(indexes, ready=request.ready)
+
+    async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+        """Load on all replicas that can."""
+        name = model_name(request)
+        await self._order(name, "RepositoryModelLoad", request, pb.RepositoryModelLoadResponse)
+        return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
+
+    async def unload(
+        self, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload on all replicas that have it."""
+        name = model_name(request)
+        await self._order(name, "RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)
+        return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
+
+    # Shared memory, which ends where the machine does.
+
+    async def memory_status(
+        self, request: pb.SystemSharedMemoryStatusRequest
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        return pb.SystemSharedMemoryStatusResponse()
+
+    async def memory_register(self, request: Any) -> Any:
+        raise Unimplemented(_NO_MEMORY)
+
+    async def memory_unregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        return pb.SystemSharedMemoryUnregisterResponse()  # clients call it before all else
+
+    async def cuda_status(
+        self, request: pb.CudaSharedMemoryStatusRequest
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def cuda_unregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    # Whom to ask.
+
+    def _replicas(self) -> list[ReplicaView]:
+        return list(self._ways.registry.fleet().replicas.values())
+
+    def _serving(self, need: Capability) -> list[ReplicaView]:
+        """The replicas that serve what is needed."""
+        return [
+            view
+            for view in self._ways.registry.fleet().offering(need.name)
+            if any(
+                not offer.loadable and offer.capability.satisfies(need)
+                for offer in view.offers.values()
+            )
+        ]
+
+    async def _ask_one(self, request: Any, method: str, reply_type: type[Reply]) -> Reply:
+        """What a replica says that a request for the model would go to."""
+        need = _need(request.name, request.version)
+        ways = self._ways
+        excluded: dict[str, str] = {}
+        while True:
+            decision = ways.router.choose(need, Hints(excluded=excluded), trio.current_time())
+            if isinstance(decision, NoRoute):
+                raise decision.error()
+            view = ways.registry.fleet().replicas[decision.replica]
+            try:
+                return await ask(ways.channels, view, method, request, reply_type)
+            except Unavailable as error:
+                excluded[view.id] = error.message
+                if len(excluded) == _ATTEMPTS:
+                    raise
+
+    async def _ask_all(
+        self, views: list[ReplicaView], method: str, request: Any, reply_type: type[Reply]
+    ) -> list[Said[Reply]]:
+        """What all of these say; raises `Unavailable` where none of them answers."""
+        said = await ask_all(self._ways.channels, views, method, request, reply_type)
+        silent = [each for each in said if isinstance(each.error, Unavailable)]
+        for each in silent:
+            _log.warning("%s: replica %s: %s", method, each.replica, each.error)
+        if silent and len(silent) == len(said):
+            raise Unavailable(f"no replica answers; {silent[0].replica}: {silent[0].error}")
+        return said
+
+    async def _order(self, name: str, method: str, request: Any, reply_type: type[Any]) -> None:
+        """Have all replicas do it that know the model; raises what goes wrong at any of them.
+
+        It takes as long as it takes: the caller's deadline bounds it.
+        """
+        views = self._replicas()
+        said = await ask_all(self._ways.channels, views, method, request, reply_type, math.inf)
+        known = [each for each in said if not isinstance(each.error, NotFound)]
+        if not known:
+            raise NotFound(f"no replica of the fleet has {name!r}")
+        for each in known:
+            if each.error is not None:
+                raise type(each.error)(f"replica {each.replica}: {each.error.message}")
+
+
+def _need(name: str, version: str) -> Capability:
+    """A model by its name and version; raises `InvalidArgument`."""
+    check_version(version)
+    return Capability(check_name(name), version=version)

@@ -1,0 +1,163 @@
+"""ModelStreamInfer through the front door: each request goes its own way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from anyserve.errors import AnyServeError, DeadlineExceeded, Internal
+from anyserve.replica.handback import MODEL_STREAM_INFER
+from anyserve.replica.inference import scan
+from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, stream_error
+from anyserve.transport.rpc import ServerStream
+from anyserve.waiting import Waiter
+from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
+from anyserve_scheduler.gateway.incoming import incoming
+from anyserve_scheduler.gateway.outbox import Outbox
+
+
+class ForwardedStream:
+    """One such call.
+
+    Each of its requests is a call of its own to a replica, so that they can go to different ones
+    and be handed back. As in a replica, those that are answered exactly once are answered in the
+    order in which they came, and an error ends its request and not the stream.
+    """
+
+    def __init__(self, ways: Ways, stream: ServerStream) -> None:
+        self._ways = ways
+        self._stream = stream
+        self._metadata = tuple(stream.metadata.items())
+        self._running: set[_Request] = set()
+        self._in_order: deque[_Request] = deque()
+        self._progress = Waiter()
+        self._outbox = Outbox(stream, self._hold, self._progress.wake)
+
+    async def run(self) -> None:
+        """Serve until the client has ended the stream and everything that is due is sent.
+
+        Reads no further while as many requests and answers wait as one stream may have, and has
+        replicas wait while the client does not read. Cancelled, it cancels its requests.
+        """
+        outbox = self._outbox
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbox.run)
+                while (body := await self._stream.recv_message()) is not None:
+                    self._begin(body)
+                    while len(self._running) + len(outbox) >= IN_FLIGHT_LIMIT:
+                        await self._progress.wait()
+                while self._running or outbox or outbox.behind:
+                    await self._progress.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            for request in self._running:
+                request.cancel()
+            self._running.clear()
+
+    def emit(self, messages: Sequence[bytes]) -> None:
+        """Send answers after those before them."""
+        for message in messages:
+            self._outbox.put(message)
+
+    def ended(self, request: _Request) -> None:
+        """A request has all its answers; those that were behind it have their turn."""
+        if request.in_order:
+            while self._in_order and self._in_order[0].complete:
+                first = self._in_order.popleft()
+                self.emit(first.answers)
+                self._running.discard(first)
+        else:
+            self._running.discard(request)
+        self._progress.wake()
+
+    def ends_with(self, error: AnyServeError) -> bool:
+        """Whether the whole call ends by what a request ended with, and its status says so."""
+        late = isinstance(error, DeadlineExceeded)
+        return late and trio.current_time() >= self._stream.deadline
+
+    def _begin(self, body: bytes) -> None:
+        request = _Request(self)
+        self._running.add(request)
+        try:
+            request.start(self._ways, body, self._metadata, self._stream.deadline)
+        except AnyServeError as error:
+            self._in_order.append(request)
+            request.on_end(error)
+            return
+        if request.in_order:
+            self._in_order.append(request)
+        if self._outbox.behind:
+            request.hold(True)
+
+    def _hold(self, held: bool) -> None:
+        """Have the replicas wait, or go on."""
+        for request in tuple(self._running):
+            request.hold(held)
+
+
+class _Request:
+    """One request of the stream."""
+
+    _forwarding: Forwarding | None = None
+
+    def __init__(self, stream: ForwardedStream) -> None:
+        self.in_order = True
+        """Whether it is answered once, in its turn."""
+        self.complete = False
+        self.answers: list[bytes] = []
+        """That wait for their turn."""
+        self._stream = stream
+        self._identity = ""
+        self._held = False
+
+    def start(
+        self,
+        ways: Ways,
+        body: bytes,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        deadline: float,
+    ) -> None:
+        """Send it on; raises why that can't be."""
+        head = scan(body)
+        self._identity = head.id
+        request = incoming(MODEL_STREAM_INFER, body, head, metadata, deadline, ways.links)
+        forwarding = Forwarding(ways, request, self)
+        forwarding.start()
+        self._forwarding = forwarding
+        self.in_order = not forwarding.decoupled
+
+    def cancel(self) -> None:
+        """Nobody reads the answers any more."""
+        if self._forwarding is not None:
+            self._forwarding.cancel()
+
+    def hold(self, held: bool) -> None:
+        """Take no answers where `held`, or go on with them."""
+        if self._forwarding is not None and held is not self._held:
+            self._held = held
+            if held:
+                self._forwarding.hold()
+            else:
+                self._forwarding.resume()
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """See `Client`."""
+        if self.in_order:
+            self.answers += messages
+        else:
+            self._stream.emit(messages)
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """See `Client`."""
+        self._forwarding = None
+        self.complete = True
+        if error is None and self.in_order and not self.answers:
+            error = Internal("the replica gave no answer")
+        if error is not None:
+            if self._stream.ends_with(error):
+                return
+            self.on_messages([stream_error(error, self._identity)])
+        self._stream.ended(self)
