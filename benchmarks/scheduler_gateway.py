@@ -1,0 +1,85 @@
+"""What the scheduler's front door adds: CPU µs for a request, and for a message of a stream.
+
+python -m benchmarks.scheduler_gateway
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks import h2load, proc, servers
+from benchmarks.echo import FLOATS, echo_size
+from benchmarks.errors import CannotMeasure
+from benchmarks.h2load import Load
+from benchmarks.messages import call, echo_request
+from benchmarks.prepared import INFER, MESSAGES
+from benchmarks.rounds import Case, measure, print_table
+from benchmarks.servers import Server
+from benchmarks.streams import case
+
+ROUNDS = 3
+CALLS = {1: 1_000, 64: 4_000}
+"""Calls of a round, by how many are in flight."""
+STREAMS = {"back to back": 64, "5 ms, in step": 32, "5 ms, each alone": 32}
+_READY = re.compile(r"ready on (\S+:\d+)$")
+_JOIN_TIMEOUT = 10.0
+
+
+def run(rounds: int = ROUNDS) -> None:
+    """Print the tables: the scheduler's own CPU time beside that of whole servers."""
+    h2load.check_installed()
+    servers.take_load_core()
+    request = echo_request(FLOATS)
+    with front_door(*servers.ECHO) as door, servers.grpc_aio() as other:
+        await_echo(door, request)
+        cases = [
+            Case(f"{in_flight} in flight", server, Load(request, in_flight, calls), size)
+            for in_flight, calls in CALLS.items()
+            for server, size in [(each, echo_size(each, request)) for each in (door, other)]
+        ]
+        print_table(measure(cases, rounds), baseline=other)
+    with front_door(*servers.WORK) as door, servers.grpc_aio() as other:
+        cases = [
+            case(what, server, calls) for what, calls in STREAMS.items() for server in (door, other)
+        ]
+        print_table(measure(cases, rounds), baseline=other, unit="message")
+    print(f"A stream is {MESSAGES} messages.")
+
+
+def await_echo(door: Server, request: bytes) -> None:
+    """Wait until the scheduler knows the replica."""
+    deadline = time.monotonic() + _JOIN_TIMEOUT
+    while True:
+        try:
+            call(door.address, INFER, request)
+        except CannotMeasure:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
+def front_door(*options: str) -> Iterator[Server]:
+    """A scheduler on the servers' core; its only replica, with `options`, is on the load's."""
+    arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning")
+    with servers.child(*arguments) as process:
+        assert process.stdout is not None
+        found = (_READY.search(line.rstrip()) for line in process.stdout)
+        address = next((match[1] for match in found if match), None)
+        if address is None:
+            raise CannotMeasure("the scheduler did not start: see above")
+        replica = servers.replica(
+            *options, "--in-process", "--scheduler", address, cores=str(servers.LOAD_CORE)
+        )
+        with replica:
+            time.sleep(1)  # it registers
+            yield Server("front door", address, proc.family(process.pid), process.stdout)
+
+
+if __name__ == "__main__":
+    run()
