@@ -15,9 +15,9 @@ from anyserve_scheduler.fleet import (
 )
 from anyserve_scheduler.routing.candidates import Candidates
 from anyserve_scheduler.routing.inflight import InFlight, Key, estimate
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from anyserve.capability import Capability, tier
 
@@ -37,7 +37,8 @@ NEEDS = (
     Capability("decode.heavy"),
     Capability("rank"),
 )
-IDS = st.sampled_from(["r1", "r2", "r3", "r4"])
+ALL = ("r1", "r2", "r3")
+IDS = st.sampled_from(ALL)
 
 loads = st.builds(
     Load,
@@ -56,6 +57,7 @@ offers = st.lists(
         decoupled=st.booleans(),
         loadable=st.integers(0, 4).map(lambda each: each == 0),
     ),
+    min_size=1,
     max_size=3,
 ).map(lambda views: {view.capability.name: view for view in views})
 
@@ -83,6 +85,11 @@ class FollowsTheFleet(RuleBasedStateMachine):
     def reported(self, id: str) -> None:
         for key in [key for key in self.since if key[0] == id]:
             del self.since[key]
+
+    @initialize(each=st.lists(offers, min_size=len(ALL), max_size=len(ALL)))
+    def begin(self, each: list[dict[str, OfferView]]) -> None:
+        for id, offers in zip(ALL, each, strict=True):
+            self.join(id, offers, ReplicaState.LIVE)
 
     @rule(id=IDS, offers=offers, state=st.sampled_from(ReplicaState))
     def join(self, id: str, offers: dict[str, OfferView], state: ReplicaState) -> None:
@@ -123,20 +130,14 @@ class FollowsTheFleet(RuleBasedStateMachine):
             self.reported(id)
             self.happen(ChangeKind.LEFT, id, None)
 
-    @rule()
-    def fall_behind(self) -> None:
-        self.late = True
-
-    @rule()
-    def catch_up(self) -> None:
-        self.candidates.replace(self.fleet)
-        self.late = False
-
-    @rule(id=IDS, name=st.sampled_from(["decode", "decode.heavy", "rank"]))
-    def send(self, id: str, name: str) -> None:
-        self.candidates.sent((id, name))
-        self.open[id, name] += 1
-        self.since[id, name] += 1
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def send(self, data: st.DataObject, count: int) -> None:
+        offered = [(view.id, name) for view in self.fleet.replicas.values() for name in view.offers]
+        key = data.draw(st.sampled_from([*offered, ("r1", "decode")]))
+        for _ in range(count):
+            self.candidates.sent(key)
+        self.open[key] += count
+        self.since[key] += count
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -187,18 +188,21 @@ class FollowsTheFleet(RuleBasedStateMachine):
             assert len(members) == counts[name]
 
 
-class KnowsTheLoad(FollowsTheFleet):
-    """The same fleet, whose changes are never missed: a load can't have been heard unseen."""
+class FallsBehind(FollowsTheFleet):
+    """Changes may be missed, and the fleet taken whole later."""
 
     @rule()
     def fall_behind(self) -> None:
-        self.catch_up()
+        self.late = True
 
-    @rule(id=IDS, offers=offers, state=st.sampled_from(ReplicaState), heard=st.just(True))
-    def change(
-        self, id: str, offers: dict[str, OfferView], state: ReplicaState, heard: bool
-    ) -> None:
-        super().change(id, offers, state, heard)
+    @rule()
+    def catch_up(self) -> None:
+        self.candidates.replace(self.fleet)
+        self.late = False
+
+
+class KnowsTheLoad(FollowsTheFleet):
+    """No change is missed, so that it is known what was sent after each report."""
 
     @invariant()
     def the_least_is_the_least_of_all(self) -> None:
@@ -210,7 +214,7 @@ class KnowsTheLoad(FollowsTheFleet):
                     )
                     for member in pool.members
                 }
-                for excluded in ((), ("r1",), ("r1", "r2", "r3", "r4")):
+                for excluded in ((), ("r1",), ALL):
                     allowed = {key: rank for key, rank in ranks.items() if key[0] not in excluded}
                     least = pool.least(excluded)
                     if least is None:
@@ -229,7 +233,43 @@ class KnowsTheLoad(FollowsTheFleet):
                 assert math.isclose(pool.mean, requests / slots if slots else 0.0)
 
 
-TestFollowsTheFleet = FollowsTheFleet.TestCase
-TestFollowsTheFleet.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestFallsBehind = FallsBehind.TestCase
+TestFallsBehind.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestKnowsTheLoad = KnowsTheLoad.TestCase
-TestKnowsTheLoad.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestKnowsTheLoad.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def replica(id: str, capability: Capability) -> ReplicaView:
+    offer = OfferView(capability, "1", Load(0, 0, 4, 0.0), 4, False)
+    return ReplicaView(id, 1, "host:1", ReplicaState.LIVE, {capability.name: offer}, 0.0)
+
+
+@given(st.permutations([f"r{number}" for number in range(7)]))
+def test_a_pool_keeps_its_members_when_others_leave_in_any_order(order: list[str]) -> None:
+    candidates = Candidates()
+    candidates.replace(Fleet.of(replica(id, OFFERS[0]) for id in sorted(order)))
+    (pool,) = candidates.live.matched(NEEDS[0])
+    for gone in range(1, len(order)):
+        candidates.apply(Change(gone, ChangeKind.LEFT, order[gone - 1], None))
+        assert {each.key[0] for each in pool.members} == set(order[gone:])
+        least = pool.least(())
+        assert least is not None
+        assert least.key[0] in order[gone:]
+
+
+def test_a_kind_is_in_no_more_pools_than_are_kept() -> None:
+    names = [f"a{number}" for number in range(10)]
+    whole = Capability("decode", dict.fromkeys(names, 1))
+    parts = [Capability("decode", {**whole.attributes, name: 0}) for name in names]
+    candidates = Candidates()
+    candidates.replace(
+        Fleet.of(replica(f"r{index}", each) for index, each in enumerate([whole, *parts]))
+    )
+    kind = None
+    for number in range(1 << len(names)):
+        some = {name: 1 for bit, name in enumerate(names) if number >> bit & 1}
+        (pool,) = candidates.live.matched(Capability("decode", some))
+        assert len(pool.members) == 1 + len(names) - len(some)
+        kind = pool.kinds[0]
+    assert kind is not None
+    assert len(kind.pools) == 256

@@ -161,7 +161,9 @@ def test_two_draws_never_take_the_worst_of_three() -> None:
 def test_the_one_replica_that_can_meet_the_deadline_is_found_among_many() -> None:
     late = (replica(f"r{index}", offer(DECODE, FULL)) for index in range(200))
     fleet = router(*late, replica("soon", offer(DECODE, IDLE)), policy=POWER_OF_TWO)
-    assert {chosen(fleet, DECODE, Hints(budget=0.5)) for _ in range(20)} == {"soon"}
+    found = [decision(fleet, Hints(budget=0.5)) for _ in range(20)]
+    assert {each.replica for each in found} == {"soon"}
+    assert (Why.DRAWN_IN_VAIN,) in {each.reasons for each in found}
 
 
 def test_a_suspect_replica_is_for_what_no_live_one_can_take() -> None:

@@ -4,7 +4,15 @@ from collections import defaultdict
 from random import Random
 
 import pytest
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import (
+    Change,
+    ChangeKind,
+    Fleet,
+    Load,
+    OfferView,
+    ReplicaState,
+    ReplicaView,
+)
 from anyserve_scheduler.routing import (
     LEAST_WAIT,
     Decision,
@@ -260,7 +268,7 @@ def test_a_cached_prefix_does_not_outweigh_the_deadline() -> None:
     assert decide(fleet, excluded).replica == "soon"
 
 
-@pytest.mark.parametrize("gone", ["left", "restarted", "evicted"])
+@pytest.mark.parametrize("gone", ["left", "left and missed", "restarted", "evicted"])
 def test_a_cache_that_is_gone_draws_nothing(gone: str) -> None:
     # One request more than its neighbour: only its cache speaks for it.
     views = replica("a", 1), replica("b", 0)
@@ -268,6 +276,9 @@ def test_a_cache_that_is_gone_draws_nothing(gone: str) -> None:
     fleet.blocks_stored(A, blocks(4))
     assert decide(fleet, Hints(blocks=blocks(4))).replica == "a"
     if gone == "left":
+        fleet.follow([Change(3, ChangeKind.LEFT, "a", None)])
+        fleet.follow([Change(4, ChangeKind.JOINED, "a", views[0])])
+    elif gone == "left and missed":
         fleet.follow(Fleet.of(views[1:]))
         fleet.follow(Fleet.of(views))
     elif gone == "restarted":

@@ -102,6 +102,17 @@ def _by_wait(
             return None
         if now - least.home.view.reported <= fresh:
             return least, Why.LEAST_WAIT
+    drawn = _of_two(pool, excluded, within, rng)
+    if drawn is not None:
+        return drawn, Why.TWO_CHOICES
+    least = pool.least(excluded)
+    if least is None or least.wait > within:
+        return None
+    return least, Why.DRAWN_IN_VAIN
+
+
+def _of_two(pool: Pool, excluded: Container[str], within: float, rng: Random) -> Candidate | None:
+    """The better of two members drawn at random, of those of them that can take it."""
     members = pool.members
     count = len(members)
     first = second = members[int(rng.random() * count)]
@@ -110,18 +121,14 @@ def _by_wait(
         second = members[int(rng.random() * (count - 1))]
         if second is first:
             second = members[-1]
-    if first.wait > within or first.key[0] in excluded:
-        first = second
-    elif second.wait <= within and second.key[0] not in excluded:
-        if (second.wait, second.pressure) < (first.wait, first.pressure):
-            first = second
-        return first, Why.TWO_CHOICES
-    if first.wait <= within and first.key[0] not in excluded:
-        return first, Why.TWO_CHOICES
-    least = pool.least(excluded)
-    if least is None or least.wait > within:
-        return None
-    return least, Why.ONLY_ONE
+    first_can = first.wait <= within and first.key[0] not in excluded
+    second_can = second.wait <= within and second.key[0] not in excluded
+    if first_can and second_can:
+        better = (second.wait, second.pressure) < (first.wait, first.pressure)
+        return second if better else first
+    if first_can:
+        return first
+    return second if second_can else None
 
 
 def _by_prefix(base: Candidate, pool: Pool, hints: Hints, known: Known, within: float) -> Candidate:

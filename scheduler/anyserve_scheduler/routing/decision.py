@@ -46,7 +46,7 @@ class Why(enum.StrEnum):
     PREFIX = "the beginning of its prompt is cached there"
     LEAST_WAIT = "the least expected wait"
     TWO_CHOICES = "the better of two at random, since the reported loads are old"
-    ONLY_ONE = "the least expected wait; others drawn cannot meet the deadline"
+    DRAWN_IN_VAIN = "the least expected wait, since neither of two at random can take it"
     SPILLED = "none that is less powerful can take it in time"
     SUSPECT = "no replica that was heard of lately can take it in time"
 

@@ -189,7 +189,7 @@ _OTHERS = {
     Why.PREFIX: "a lower score",
     Why.LEAST_WAIT: "a longer wait, or a higher load",
     Why.TWO_CHOICES: "not drawn, or the worse of two",
-    Why.ONLY_ONE: "a longer wait, or a higher load",
+    Why.DRAWN_IN_VAIN: "a longer wait, or a higher load",
 }
 """What is said of those that could have been taken, by the reason for the one that was."""
 
