@@ -32,8 +32,10 @@ class ForwardedStream:
         self._metadata = tuple(stream.metadata.items())
         self._running: set[_Request] = set()
         self._in_order: deque[_Request] = deque()
+        self._outbox = Outbox(stream, self._hold, self._sent)
+        self._full = False
+        """Whether the next request is not read before there is room for it."""
         self._progress = Waiter()
-        self._outbox = Outbox(stream, self._hold, self._progress.wake)
 
     async def run(self) -> None:
         """Serve until the client has ended the stream and everything that is due is sent.
@@ -48,7 +50,9 @@ class ForwardedStream:
                 while (body := await self._stream.recv_message()) is not None:
                     self._begin(body)
                     while len(self._running) + len(outbox) >= IN_FLIGHT_LIMIT:
+                        self._full = True
                         await self._progress.wait()
+                    self._full = False
                 while self._running or outbox or outbox.behind:
                     await self._progress.wait()
                 nursery.cancel_scope.cancel()
@@ -91,6 +95,11 @@ class ForwardedStream:
             self._in_order.append(request)
         if self._outbox.behind:
             request.hold(True)
+
+    def _sent(self) -> None:
+        """Nothing is left to be sent, which matters at the end, and where there was no room."""
+        if self._full or not self._running:
+            self._progress.wake()
 
     def _hold(self, held: bool) -> None:
         """Have the replicas wait, or go on."""
