@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -34,15 +34,19 @@ _MARGIN = 30.0
 """Seconds that the fleet has to become idle, beside those that can be told."""
 
 
-def run(scenario: Scenario, policy: str = "prefix") -> Result:
+def run(
+    scenario: Scenario, policy: str = "prefix", trace: Iterable[Arrival] | None = None
+) -> Result:
     """Run it under one of `POLICIES`; not from within a Trio run, since it is one.
 
+    trace: the requests, in the order of their times, where they are not those of its traffic.
     Raises `ScenarioError` for a trace file that can't be read.
     """
     loop = Loop()
 
     async def main() -> Result:
-        return _Run(scenario, policy, loop).run()
+        requests = arrivals(scenario) if trace is None else trace
+        return _Run(scenario, policy, requests, loop).run()
 
     return trio.run(main, clock=loop)
 
@@ -50,7 +54,9 @@ def run(scenario: Scenario, policy: str = "prefix") -> Result:
 class _Run:
     """All parts of one run."""
 
-    def __init__(self, scenario: Scenario, policy: str, loop: Loop) -> None:
+    def __init__(
+        self, scenario: Scenario, policy: str, requests: Iterable[Arrival], loop: Loop
+    ) -> None:
         self._scenario = scenario
         self._policy = policy
         self._loop = loop
@@ -82,7 +88,7 @@ class _Run:
         self._faults = Faults(loop, self._network, self._replicas, Random(f"{seed}/faults"))
         self._places = Random(f"{seed}/places")
         self._begin = _WARM_UP + 4 * scenario.latency * (1 + scenario.jitter)
-        self._arrivals = arrivals(scenario)
+        self._arrivals = iter(requests)
         self._number = 0
         self._exhausted = False
 
