@@ -19,7 +19,7 @@ class PromptGate:
     """
 
     computing: int = 0
-    """Characters of the prompts that are inside."""
+    """Characters that are still to be computed of the prompts inside."""
     _turn: trio.Lock = attrs.field(factory=trio.Lock)
     _left: trio.Event = attrs.field(factory=trio.Event)
 
@@ -35,6 +35,6 @@ class PromptGate:
             self.computing += length
 
     def leave(self, length: int) -> None:
-        """Say that a prompt is computed, or given up."""
+        """Say that `length` characters of a prompt are computed, or given up."""
         self.computing -= length
         self._left.set()
