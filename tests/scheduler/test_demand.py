@@ -1,0 +1,181 @@
+"""Which capability is loaded where, and which one makes room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from anyserve_scheduler.demand import Action, Demand, DemandTerms, Verb
+from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyserve.capability import Capability
+
+TERMS = DemandTerms()
+IDLE = Load(0, 0, 2, 0.0)
+BUSY = Load(2, 5, 2, 3.0)
+STEP = 2.0
+
+
+def replica(id: str, offers: Mapping[str, Load | None], epoch: int = 1) -> ReplicaView:
+    """A replica with these loads of what is loaded, and None for what it could load."""
+    views = {
+        name: OfferView(Capability(name), "1", load or Load(0, 0, 0, 0.0), 8, False, load is None)
+        for name, load in offers.items()
+    }
+    return ReplicaView(id, epoch, f"{id}:1", ReplicaState.LIVE, views, 0.0)
+
+
+def steps(demand: Demand, fleet: Fleet, begin: float, end: float) -> list[tuple[float, Action]]:
+    """What is asked for while the fleet stays as it is."""
+    times = [begin + n * STEP for n in range(int((end - begin) / STEP) + 1)]
+    return [(now, action) for now in times for action in demand.step(fleet, now)]
+
+
+def told(actions: list[Action]) -> list[tuple[str, str, str]]:
+    return [(each.verb, each.replica, each.capability.name) for each in actions]
+
+
+def test_nothing_is_loaded_that_nobody_wants() -> None:
+    fleet = Fleet.of([replica("a", {"x": None}), replica("b", {"y": IDLE})])
+    assert not steps(Demand(), fleet, 0, 500)
+
+
+def test_what_is_wanted_and_unserved_is_loaded_at_once_where_least_is_going_on() -> None:
+    fleet = Fleet.of([replica("a", {"x": None, "y": BUSY}), replica("b", {"x": None, "y": IDLE})])
+    demand = Demand()
+    demand.unserved(Capability("x"), 10.0)
+    assert told(demand.step(fleet, 10.0)) == [("load", "b", "x")]
+
+
+def test_it_is_not_asked_for_again_while_it_loads_and_is_after_that() -> None:
+    fleet = Fleet.of([replica("a", {"x": None}), replica("b", {"x": None})])
+    demand = Demand()
+    asked = []
+    for now in (0.0, 2.0, 28.0, 30.0):
+        demand.unserved(Capability("x"), now)
+        asked.append(len(demand.step(fleet, now)))
+    assert asked == [1, 0, 0, 1]
+
+
+def test_a_want_is_forgotten_when_nobody_asks_any_more() -> None:
+    demand = Demand()
+    demand.unserved(Capability("x"), 0.0)
+    fleet = Fleet.of([replica("a", {"x": None})])
+    assert not demand.step(fleet, TERMS.wanted + 1)
+
+
+def test_a_starved_capability_is_loaded_once_more_after_some_patience() -> None:
+    fleet = Fleet.of([replica("a", {"x": BUSY}), replica("b", {"x": None})])
+    asked = steps(Demand(), fleet, 0, 20)
+    assert [(now, action.replica) for now, action in asked] == [(6.0, "b")]
+
+
+def test_a_peak_that_passes_loads_nothing() -> None:
+    demand = Demand()
+    busy = Fleet.of([replica("a", {"x": BUSY}), replica("b", {"x": None})])
+    calm = Fleet.of([replica("a", {"x": IDLE}), replica("b", {"x": None})])
+    for now in range(0, 200, 4):
+        assert not demand.step(busy, now)
+        assert not demand.step(calm, now + 2)
+
+
+def test_one_replica_that_has_a_slot_free_is_enough_for_all() -> None:
+    fleet = Fleet.of([replica("a", {"x": BUSY}), replica("b", {"x": IDLE, "y": None})])
+    assert not steps(Demand(), fleet, 0, 100)
+
+
+def seen_on_demand(demand: Demand, ids: str, name: str) -> None:
+    """Let the scheduler know that these replicas have loaded `name` on demand."""
+    demand.step(Fleet.of([replica(id, {name: None}) for id in ids]), -1000.0)
+
+
+def test_what_is_idle_makes_room_for_what_is_starved() -> None:
+    demand = Demand()
+    seen_on_demand(demand, "bc", "y")
+    fleet = Fleet.of(
+        [
+            replica("a", {"x": BUSY}),
+            replica("b", {"x": None, "y": IDLE}),
+            replica("c", {"y": IDLE}),
+        ]
+    )
+    asked = steps(demand, fleet, 0, 100)
+    assert asked[0][0] == TERMS.idle
+    assert told([action for _, action in asked[:2]]) == [("unload", "b", "y"), ("load", "b", "x")]
+
+
+def test_the_last_of_its_kind_stays() -> None:
+    demand = Demand()
+    seen_on_demand(demand, "b", "y")
+    fleet = Fleet.of([replica("a", {"x": BUSY}), replica("b", {"x": None, "y": IDLE})])
+    assert not steps(demand, fleet, 0, 500)
+
+
+def test_what_a_suspect_or_draining_replica_has_counts_as_gone() -> None:
+    for state in (ReplicaState.SUSPECT, ReplicaState.DRAINING):
+        demand = Demand()
+        seen_on_demand(demand, "b", "y")
+        away = attrs.evolve(replica("c", {"y": IDLE}), state=state)
+        b = replica("b", {"x": None, "y": IDLE})
+        assert not steps(demand, Fleet.of([replica("a", {"x": BUSY}), b, away]), 0, 500)
+
+
+def test_what_was_not_loaded_on_demand_is_never_unloaded() -> None:
+    demand = Demand(DemandTerms(room=0))
+    fleet = Fleet.of(
+        [
+            replica("a", {"x": BUSY}),
+            replica("b", {"x": None, "y": IDLE}),
+            replica("c", {"y": IDLE}),
+        ]
+    )
+    assert not steps(demand, fleet, 0, 500)
+
+
+def test_a_name_that_the_fleet_does_not_know_is_not_kept() -> None:
+    demand = Demand()
+    for number in range(1000):
+        demand.unserved(Capability(f"x{number}"), 0.0)
+    demand.step(Fleet.of([replica("a", {"y": None})]), 0.0)
+    assert not demand._wanted
+
+
+NAMES = ("x", "y", "z")
+loads = st.sampled_from([IDLE, IDLE, BUSY])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_is_wanted_and_busy_nothing_is_unloaded_for_good_or_flaps(
+    data: st.DataObject,
+) -> None:
+    terms = DemandTerms(starved=1.0, patience=2.0, idle=8.0, cooldown=6.0)
+    demand = Demand(terms)
+    loaded = {id: dict.fromkeys(NAMES, False) for id in "abcd"}
+    pending: list[tuple[float, Action]] = []
+    last_asked: dict[str, float] = {}
+    served: set[str] = set()
+    for now in [n * STEP for n in range(60)]:
+        for at, action in [each for each in pending if each[0] <= now]:
+            loaded[action.replica][action.capability.name] = action.verb is Verb.LOAD
+            pending.remove((at, action))
+        serving = {name for offers in loaded.values() for name in offers if offers[name]}
+        assert served <= serving, "the last one was unloaded"
+        served = serving
+        for offers in loaded.values():
+            assert sum(offers.values()) <= terms.room
+        busy = {name: data.draw(loads) for name in NAMES}
+        fleet = Fleet.of(
+            replica(id, {name: busy[name] if offers[name] else None for name in NAMES})
+            for id, offers in loaded.items()
+        )
+        for name in data.draw(st.sets(st.sampled_from(NAMES))) - serving:
+            demand.unserved(Capability(name), now)
+        actions = demand.step(fleet, now)
+        for asked in {action.replica for action in actions}:
+            assert now - last_asked.get(asked, -100.0) >= terms.cooldown
+            last_asked[asked] = now
+        delay = data.draw(st.sampled_from([0.0, STEP, 2 * STEP]))
+        pending += [(now + delay, action) for action in actions]
