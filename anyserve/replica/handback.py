@@ -59,10 +59,6 @@ class Handback:
 
     def __init__(self, link: Callable[[], SchedulerLink | None], deadlines: Deadlines) -> None:
         """link: None before the replica serves. deadlines: where those of relays are kept."""
-        self.handed_back = 0
-        """Requests of the scheduler that were not served here."""
-        self.relayed = 0
-        """Requests of clients that the scheduler was given instead."""
         self._link = link
         self._deadlines = deadlines
 
@@ -89,11 +85,13 @@ class Handback:
         """What ends a call of the scheduler, so that it takes the request elsewhere.
 
         error: why it is not served here. head: None where the request was not read. Empty for a
-        request that only this replica can serve.
+        request that only this replica can serve. The call is one that `trusts`.
         """
         if head is not None and not _may_move(head, error):
             return {}
-        self.handed_back += 1
+        link = self._link()
+        assert link is not None
+        link.handed_back += 1
         need = None if head is None else self.need(metadata) or request_need(head, metadata)
         return {HANDBACK: bytes(_message(error, need))}
 
@@ -121,7 +119,7 @@ class Handback:
             link_token=link.token,
             handback=_message(error, request_need(head, passed)),
         )
-        self.relayed += 1
+        link.relayed += 1
         relay = Relay(answers, error, self._deadlines, deadline)
         relay.call = link.channel.call(
             path,

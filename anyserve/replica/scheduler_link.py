@@ -73,6 +73,10 @@ class SchedulerLink(Actor[None]):
         """The last one granted; 0 before the first."""
         self.channel: Channel | None = None
         """To the scheduler; None while the replica is not registered."""
+        self.handed_back = 0
+        """Requests of the scheduler that were not served here."""
+        self.relayed = 0
+        """Requests of clients that the scheduler was given instead."""
         self._address = address
         self._instance = secrets.token_bytes(16)
         self._standing = standing
@@ -90,6 +94,8 @@ class SchedulerLink(Actor[None]):
             "replica_id": self.replica_id,
             "epoch": self.epoch,
             "attached": self.channel is not None,
+            "handed_back": self.handed_back,
+            "relayed": self.relayed,
             "error": self._last_error or None,
         }
 

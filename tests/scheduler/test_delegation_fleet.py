@@ -15,6 +15,7 @@ import pytest
 import trio
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
+from anyserve_protos.anyserve import v1 as admin_pb
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.scheduler import Scheduler, SchedulerConfig
 
@@ -28,6 +29,7 @@ from anyserve.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from anyserve.replica.admin_socket import socket_path
 from anyserve.transport.trio_client import open_channel
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -93,6 +95,17 @@ async def until(condition: Callable[[], Any]) -> None:
     with trio.fail_after(20):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
+
+
+async def counts(twin: Twin) -> dict[str, int]:
+    """What a replica has counted of delegations, by its actor tree."""
+    async with open_channel(f"unix:{socket_path(twin.live.port)}") as channel:
+        reply = await channel.unary(
+            "/anyserve.v1.Admin/Tree", admin_pb.TreeRequest(), admin_pb.TreeReply
+        )
+    assert reply.root is not None
+    (link,) = [node for node in reply.root.children if node.name == "scheduler-link"]
+    return {key: int(link.details[key]) for key in ("handed_back", "relayed")}
 
 
 def texts(message: bytes) -> dict[str, str]:
@@ -161,6 +174,8 @@ async def test_what_a_replica_does_not_have_is_served_by_one_that_has(fleet: Fle
     answers = await stream(a.live.address, "who", {"x": "1"})
     assert [answer["pid"] for answer in answers] == [b.pid]
     assert (fleet.delegations("a"), fleet.delegations("b")) == (5, 0)
+    assert await counts(a) == {"handed_back": 0, "relayed": 5}
+    assert await counts(b) == {"handed_back": 0, "relayed": 0}
     with pytest.raises(NotFound, match="nope"):
         await unary(a.live.address, "nope")
     with pytest.raises(Unavailable, match="nope"):
@@ -239,6 +254,8 @@ async def test_a_request_of_the_front_door_is_handed_back_once_and_the_first_is_
     answer = await unary(fleet.door, "narrow", values={"session": "s"})
     assert answer["pid"] == second.pid
     assert (fleet.delegations(first.id), fleet.delegations(second.id)) == (1, 0)
+    assert await counts(first) == {"handed_back": 1, "relayed": 0}
+    assert await counts(second) == {"handed_back": 0, "relayed": 0}
     assert fleet.scheduler.ways.delegated == 1
     assert fleet.scheduler.ways.in_flight == 0
 
@@ -253,6 +270,7 @@ async def test_a_second_hand_back_fails_with_the_reasons_of_both(fleet: Fleet) -
     assert message.index(f"{first.id}: ") < message.index(f"{second.id}: ")
     assert message.count("the queue is full") == 2
     assert (fleet.delegations(first.id), fleet.delegations(second.id)) == (1, 1)
+    assert await counts(first) == await counts(second) == {"handed_back": 1, "relayed": 0}
     with pytest.raises(Unavailable, match="handed back twice"):
         await stream(first.live.address, "narrow", {"x": "1"})
 
