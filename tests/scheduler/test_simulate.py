@@ -104,6 +104,14 @@ def test_lost_late_and_repeated_reports_cost_no_request() -> None:
     assert not result.violations
 
 
+def test_capabilities_on_demand_are_loaded_and_moved_as_they_are_wanted() -> None:
+    result = run(load(SCENARIOS / "on_demand.toml"))
+    assert not result.violations
+    assert result.outcomes["answered"] > 0.9 * result.requests
+    assert result.unloads > 0
+    assert result.loads <= 3 + 8, "they flap: three replicas, and four turns of two at most"
+
+
 def test_a_slot_that_is_not_given_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Router, "ended", lambda self, sent, now, *, served: None)
     monkeypatch.setattr(

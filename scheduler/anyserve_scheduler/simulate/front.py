@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, cast
@@ -20,6 +21,7 @@ from anyserve.transport.outgoing import Answers
 from anyserve.transport.rpc import Buffer, Limits
 from anyserve.transport.trio_client import Channel
 from anyserve_scheduler.channels import Channels
+from anyserve_scheduler.demand import Demand, Verb
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.forwarding import Client, Forwarding, Ways
 from anyserve_scheduler.gateway.incoming import Incoming, incoming
@@ -42,8 +44,9 @@ _ROUNDING = 1e-3
 class MeasuredRouter(Router):
     """A router that says what its decisions cost, and whether what it was told adds up."""
 
-    def __init__(self, policy: Policy, rng: Random) -> None:
+    def __init__(self, policy: Policy, rng: Random, demand: Demand) -> None:
         super().__init__(policy, rng)
+        self._demand = demand
         self.costs = array("d")
         """Seconds of this machine's time, of each decision."""
         self.open = 0
@@ -53,6 +56,8 @@ class MeasuredRouter(Router):
         began = time.perf_counter()
         decision = super().choose(need, hints, now)
         self.costs.append(time.perf_counter() - began)
+        if isinstance(decision, NoRoute) and decision.loadable is not None:
+            self._demand.unserved(decision.loadable, now)
         return decision
 
     def sent(self, need: Capability, hints: Hints, decision: Decision, now: float) -> Sent:
@@ -121,6 +126,7 @@ class Scheduler:
         ledger: Ledger,
         terms: LeaseTerms,
         router: MeasuredRouter,
+        demand: Demand,
     ) -> None:
         self.replicas: dict[str, Replica] = {}
         self.router = router
@@ -131,7 +137,10 @@ class Scheduler:
         self._loop = loop
         self._network = network
         self._ledger = ledger
-        self._lease = terms.lease
+        self._demand = demand
+        self.actions: Counter[Verb] = Counter()
+        """What replicas were asked for."""
+        self._lease, self._interval = terms.lease, terms.interval
         self._heard: dict[str, float] = {}
         """When each replica was heard, kept apart from the registry to judge it by."""
         self._streams: dict[str, int] = {}
@@ -226,6 +235,15 @@ class Scheduler:
         """See `Front`."""
         if self._streams.get(replica) == stream:
             self.registry.suspect(replica, epoch)
+
+    def keep_demand(self) -> None:
+        """Ask replicas for what is wanted, from now on."""
+        for action in self._demand.step(self.registry.fleet(), self._loop.now):
+            self.actions[action.verb] += 1
+            self._network.send(
+                SCHEDULER, action.replica, self.replicas[action.replica].on_action, action
+            )
+        self._loop.after(self._interval, self.keep_demand)
 
     def _expire_leases(self) -> float:
         self.registry.expire(self._loop.now)

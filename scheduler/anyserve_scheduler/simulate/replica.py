@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
 
 import attrs
+from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.offers import Offer
@@ -21,32 +23,20 @@ from anyserve.replica.execution import Execution
 from anyserve.replica.handback import Handback, request_need
 from anyserve.replica.inference import scan
 from anyserve.replica.pool import State
-from anyserve.replica.reports import Standing, standing
+from anyserve.replica.reports import Standing, attribute_message, standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.replica.unary import hand_back
 from anyserve.transport.callback import UnaryCall
 from anyserve.transport.outgoing import Answers
+from anyserve.transport.trio_client import Channel
 from anyserve.transport.wire import NotTaken
+from anyserve_scheduler.demand import Action, Verb
 from anyserve_scheduler.simulate.attachment import Attachment, Front
 from anyserve_scheduler.simulate.ledger import Ledger
 from anyserve_scheduler.simulate.loop import Alarm, Loop
 from anyserve_scheduler.simulate.network import SCHEDULER, Call, Network
 from anyserve_scheduler.simulate.scenario import OfferSpec
 from anyserve_scheduler.simulate.worker import SimulatedWorker
-
-
-@attrs.define(eq=False)
-class _Link:
-    """What handing back needs of a `SchedulerLink`."""
-
-    replica_id: str
-    token: bytes
-    attachment: Attachment
-    channel: _ToScheduler
-
-    @property
-    def epoch(self) -> int:
-        return self.attachment.epoch
 
 
 @attrs.define(eq=False)
@@ -83,25 +73,65 @@ class Process:
         )
         token = hashlib.sha256(instance).digest()
         self.attachment = Attachment(
-            replica.id, instance, token, self.standing, self.act, replica.network, replica.front
+            replica.id,
+            instance,
+            token,
+            self.standing,
+            self.loadable,
+            self.act,
+            replica.network,
+            replica.front,
         )
-        link = _Link(replica.id, token, self.attachment, _ToScheduler(self))
-        self._handback = Handback(
-            lambda: cast(SchedulerLink, link) if self.attachment.attached else None,
-            self.dispatcher.deadlines,
-        )
+        # It is not run: the attachment does that, and keeps what others read there.
+        self._link = SchedulerLink(replica.id, replica.id, self.standing, _not_opened)
+        self._link.token = token
+        self._channel = cast(Channel, _ToScheduler(self))
+        self._handback = Handback(self._current_link, self.dispatcher.deadlines)
         self.alarm = Alarm(replica.loop, self._expire)
-        offers = [
-            Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
-            for spec in replica.offers.values()
-        ]
-        self.dispatcher.worker_up(self.worker, offers)
-        for offer in offers:
-            self.dispatcher.set_state(offer.name, State.READY)
+        for name, spec in replica.offers.items():
+            if not spec.on_demand:
+                self._loaded(name)
 
     def standing(self) -> Standing:
         """What it reports."""
         return standing(self.dispatcher.pools, draining=False)
+
+    def loadable(self) -> dict[str, pb.Offer]:
+        """What it could load, by name."""
+        loaded = self.standing().offers
+        return {
+            name: pb.Offer(
+                name=name,
+                attributes={
+                    key: attribute_message(value)
+                    for key, value in spec.capability.attributes.items()
+                },
+                version="1",
+                queue_limit=spec.queue,
+                loadable=True,
+            )
+            for name, spec in self.replica.offers.items()
+            if spec.on_demand and name not in loaded
+        }
+
+    def load(self, name: str) -> None:
+        """Have a capability in a while."""
+        loop, seconds = self.replica.loop, self.replica.offers[name].load_time
+        loop.after(seconds, self.act, lambda: self._loaded(name))
+
+    def unload(self, name: str) -> None:
+        """Have it no more; what waits for it is handed back."""
+        self.dispatcher.set_state(name, State.UNAVAILABLE, "it was unloaded")
+        self.attachment.changed()
+        self.alarm.check()
+
+    def _loaded(self, name: str) -> None:
+        spec = self.replica.offers[name]
+        if not self.dispatcher.knows(name):
+            offer = Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
+            self.dispatcher.worker_up(self.worker, [offer])
+        self.dispatcher.set_state(name, State.READY)
+        self.attachment.changed()
 
     def act(self, do: Callable[[], None]) -> None:
         """Do something in this process: now, when it goes on, or never if it is no more."""
@@ -143,7 +173,8 @@ class Process:
             if not error.elsewhere:
                 call.fail(error)
                 return
-            if request is not None and self.attachment.attached:
+            moves = self._handback.trusts(call.metadata) or self.attachment.attached
+            if request is not None and moves:
                 self.replica.ledger.was_handed_back(request, self.replica.id)
             hand_back(self._handback, cast(UnaryCall, call), head, error)
 
@@ -158,6 +189,12 @@ class Process:
             failed(error)
         self.alarm.check()
 
+    def _current_link(self) -> SchedulerLink:
+        link = self._link
+        link.epoch = self.attachment.epoch
+        link.channel = self._channel if self.attachment.attached else None
+        return link
+
     def _expire(self) -> float:
         if self.replica.process is not self:
             return math.inf
@@ -165,6 +202,10 @@ class Process:
             self.replica.receive(self._act, lambda: None)  # as soon as it goes on
             return math.inf
         return self.dispatcher.deadlines.expire(self.replica.loop.now)
+
+
+def _not_opened() -> AbstractAsyncContextManager[Channel]:
+    raise AssertionError("a link that is not run opens no channel")
 
 
 class _Serving:
@@ -244,6 +285,13 @@ class Replica:
             call.fail(NotTaken("the connection was refused"))
         else:
             call.fail(Unavailable("the connection was lost"))
+
+    def on_action(self, action: Action) -> None:
+        """The scheduler asks for a capability, or for one to go."""
+        process = self.process
+        if process is not None and process.attachment.epoch == action.epoch:
+            act = process.load if action.verb is Verb.LOAD else process.unload
+            act(action.capability.name)
 
     # What happens to it.
 

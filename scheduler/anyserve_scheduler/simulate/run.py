@@ -15,6 +15,7 @@ from anyserve_protos import inference as kserve
 
 from anyserve.capability import NEED_PREFIX, Attribute, Capability
 from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
+from anyserve_scheduler.demand import Demand, Verb
 from anyserve_scheduler.routing import POLICIES
 from anyserve_scheduler.simulate.arrivals import Arrival, arrivals
 from anyserve_scheduler.simulate.faults import Faults
@@ -65,8 +66,11 @@ class _Run:
         self._network = Network(
             loop, self._ledger, scenario.latency, scenario.jitter, Random(f"{seed}/network")
         )
-        router = MeasuredRouter(POLICIES[policy], Random(f"{seed}/router"))
-        self._scheduler = Scheduler(loop, self._network, self._ledger, scenario.terms, router)
+        demand = Demand(scenario.demand)
+        router = MeasuredRouter(POLICIES[policy], Random(f"{seed}/router"), demand)
+        self._scheduler = Scheduler(
+            loop, self._network, self._ledger, scenario.terms, router, demand
+        )
         self._replicas = {
             id: Replica(
                 id,
@@ -99,6 +103,8 @@ class _Run:
         self._faults.plan(
             tuple(attrs.evolve(f, at=f.at + self._begin) for f in self._scenario.faults)
         )
+        if any(spec.on_demand for group in self._scenario.groups for spec in group.offers):
+            self._scheduler.keep_demand()
         self._expect()
         self._serve()
         over = self._loop.now
@@ -190,6 +196,8 @@ class _Run:
             hit_rate=ledger.hits / ledger.blocks if ledger.blocks else 0.0,
             delegated=ledger.delegated,
             retried=self._scheduler.ways.retried,
+            loads=self._scheduler.actions[Verb.LOAD],
+            unloads=self._scheduler.actions[Verb.UNLOAD],
             decisions=len(costs),
             decision_mean=mean(costs),
             decision_p99=quantile(costs, 0.99),

@@ -12,6 +12,7 @@ import attrs
 
 from anyserve.capability import Attribute, Capability
 from anyserve.errors import InvalidArgument
+from anyserve_scheduler.demand import DemandTerms
 from anyserve_scheduler.registration import LeaseTerms
 
 T = TypeVar("T")
@@ -34,6 +35,10 @@ class OfferSpec:
     """Blocks that the cache holds."""
     speed: float = 1.0
     """How many times faster than the requests' own service times say."""
+    on_demand: bool = False
+    """Not loaded at first; the scheduler may ask for it, and for it to go."""
+    load_time: float = 5.0
+    """That loading it takes."""
 
 
 @attrs.frozen
@@ -131,6 +136,7 @@ class Scenario:
     jitter: float = 0.5
     """It takes up to this fraction longer, at random."""
     terms: LeaseTerms = attrs.field(factory=LeaseTerms)
+    demand: DemandTerms = attrs.field(factory=DemandTerms)
 
 
 def load(path: Path) -> Scenario:
@@ -160,6 +166,7 @@ def parse(text: str, folder: Path = Path()) -> Scenario:
         latency=network.number("latency", 0.0005, most=10.0),
         jitter=network.number("jitter", 0.5, most=100.0),
         terms=_terms(lease),
+        demand=_demand(table.table("demand")),
     )
     for each in (network, lease, table):
         each.done()
@@ -204,6 +211,8 @@ def _offer(table: _Table) -> OfferSpec:
         block_time=table.number("block_time", 0.0),
         cache=table.whole("cache", 4096, most=10_000_000),
         speed=table.number("speed", 1.0, least=1e-6),
+        on_demand=table.flag("on_demand", False),
+        load_time=table.number("load_time", 5.0),
     )
     table.done()
     return offer
@@ -262,6 +271,20 @@ def _terms(table: _Table) -> LeaseTerms:
         return LeaseTerms(lease, interval, grace)
     except ValueError as error:
         raise ScenarioError(f"{table.path[:-1]}: {error}") from None
+
+
+def _demand(table: _Table) -> DemandTerms:
+    default = DemandTerms()
+    demand = DemandTerms(
+        starved=table.number("starved", default.starved),
+        patience=table.number("patience", default.patience),
+        wanted=table.number("wanted", default.wanted),
+        idle=table.number("idle", default.idle),
+        cooldown=table.number("cooldown", default.cooldown),
+        room=table.whole("room", default.room),
+    )
+    table.done()
+    return demand
 
 
 _REQUIRED: Any = object()

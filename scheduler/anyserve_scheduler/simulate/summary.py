@@ -50,6 +50,9 @@ class Result:
     """Requests that a replica handed back."""
     retried: int
     """Times that a request went on since a replica had not taken it."""
+    loads: int
+    """Capabilities that a replica was asked to load."""
+    unloads: int
     decisions: int
     decision_mean: float
     """Of this machine's time; also the next two."""
