@@ -46,6 +46,8 @@ DELEGATION = "anyserve-delegation-bin"
 CONTROL = frozenset({LINK_TOKEN, DELEGATIONS, NEED, HANDBACK, DELEGATION})
 """Metadata that says nothing to anybody where a client has sent it."""
 
+LONGEST_VERSION = 19
+"""Digits of a capability's version."""
 REASON_LIMIT = 500
 """Characters of a reason."""
 
@@ -188,9 +190,10 @@ def without_control(metadata: RequestMetadata) -> tuple[tuple[str, str | bytes],
 def _may_move(head: InferRequestHead, error: AnyServeError) -> bool:
     """Whether another replica can serve a request that this one does not.
 
-    Not with memory that was registered here, nor in the midst of a sequence that was begun here.
+    Not with memory that was registered here, nor in the midst of a sequence that was begun here,
+    nor a version that none can have.
     """
-    if REGION in head.head:
+    if REGION in head.head or len(head.model_version) > LONGEST_VERSION:
         return False
     return isinstance(error, NotFound) or "sequence_id" not in head.parameters
 

@@ -311,12 +311,28 @@ def connections(twin: Twin) -> set[str]:
     folder = Path(f"/proc/{twin.pid}/fd")
     inodes = set()
     for fd in folder.iterdir():
-        match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
-        if match:
-            inodes.add(match[1])
+        with suppress(FileNotFoundError):  # it may close meanwhile
+            inodes.update(re.findall(r"^socket:\[(\d+)\]$", os.readlink(fd)))
     ports = set()
     for line in Path(f"/proc/{twin.pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[9] in inodes and fields[3] == "01":
             ports.add(fields[2].partition(":")[2])
     return ports
+
+
+async def test_a_version_that_none_can_have_is_no_reason_to_ask_others(fleet: Fleet) -> None:
+    a = await fleet.start("a")
+    body = bytes(pb.ModelInferRequest(model_name="who", model_version="1" * 20, id="long"))
+    async with (
+        open_channel(a.live.address) as channel,
+        channel.stream(SERVICE + "ModelStreamInfer", bytes, bytes) as call,
+    ):
+        with pytest.raises(NotFound, match="no version"):
+            await channel.unary(SERVICE + "ModelInfer", body, bytes)
+        await call.send(body)
+        await call.send(encode_request("who", {"x": "1"}, {}), end=True)
+        replies = [codec.decode(pb.ModelStreamInferResponse, message) async for message in call]
+    assert "no version" in replies[0].error_message
+    assert replies[1].error_message == ""
+    assert fleet.delegations("a") == 0
