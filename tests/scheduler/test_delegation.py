@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from anyserve_scheduler.delegation import Handback, Permit
 from hypothesis import given
 from hypothesis import strategies as st
 
+import anyserve.replica
 from anyserve.capability import Capability
 from anyserve.errors import FailedPrecondition
 
@@ -41,3 +45,12 @@ def test_a_request_that_arrives_delegated_is_never_delegated_again() -> None:
     assert permit.delegations == 1
     with pytest.raises(FailedPrecondition, match=r"a: the queue is full; then b: draining"):
         permit.consume(Handback("b", Capability("decode"), "draining"))
+
+
+def test_in_a_replica_the_way_to_its_scheduler_is_the_only_one_out() -> None:
+    """One module opens channels, at one place, and the address there is the scheduler's."""
+    package = Path(anyserve.replica.__file__).parent
+    sources = {path.name: path.read_text() for path in package.glob("*.py")}
+    way_out = re.compile(r"(?<!_)(open_channel|open_tcp_stream|open_client|connect)\((.*)\)")
+    opened = {name: found for name, text in sources.items() if (found := way_out.findall(text))}
+    assert opened == {"replica.py": [("open_channel", "config.scheduler")]}
