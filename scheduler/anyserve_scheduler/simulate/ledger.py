@@ -90,7 +90,6 @@ class Ledger:
     def was_begun(self, request: Request, now: float, blocks: int, hits: int) -> None:
         """Its handler starts; `hits` of its prompt's `blocks` were cached there."""
         self.check(math.isnan(request.began), f"request {request.number} was begun twice")
-        # A budget is counted from when it arrives, so that it ends later by the way there.
         request.began = now
         self.blocks += blocks
         self.hits += hits
