@@ -6,34 +6,26 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
-import numpy.typing as npt
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
-from anyserve_protos.infer_wire import join_request
 
-from anyserve import parameters, tensors
 from anyserve.capability import Attribute
 from anyserve.errors import Unknown
-from anyserve.messages import OutputValue
+from anyserve.infer_messages import decode_response, encode_request
+from anyserve.messages import OutputValue, Result
 from anyserve.transport.channel import Channel, ClientStream
 from anyserve.transport.trio_client import open_channel
 
+__all__ = [
+    "Client",
+    "InferStream",
+    "Result",
+    "decode_response",
+    "encode_request",
+    "open_client",
+]
+
 _SERVICE = "/inference.GRPCInferenceService"
-
-
-@attrs.frozen
-class Result:
-    """One response of a replica."""
-
-    id: str
-    """That of the request."""
-    outputs: Mapping[str, npt.NDArray[Any]]
-    """Read-only arrays; BYTES are object arrays of `bytes`."""
-    parameters: Mapping[str, Attribute]
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return self.outputs[name]
 
 
 class Client:
@@ -145,33 +137,3 @@ async def open_client(address: str) -> AsyncIterator[Client]:
     """A client of the replica at `host:port`; raises `InvalidArgument` for no such address."""
     async with open_channel(address) as channel:
         yield Client(channel)
-
-
-def encode_request(
-    capability: str,
-    inputs: Mapping[str, OutputValue],
-    values: Mapping[str, Attribute],
-    request_id: str = "",
-) -> bytes:
-    """A ModelInferRequest; `inputs` are as a `Response` takes outputs, `values` its parameters."""
-    request = pb.ModelInferRequest(model_name=capability, id=request_id)
-    request.parameters = parameters.encode_all(values)
-    raw = []
-    for name, value in inputs.items():
-        datatype, shape, buffer = tensors.encode_raw(tensors.as_array(value))
-        request.inputs.append(
-            pb.ModelInferRequestInferInputTensor(name=name, datatype=datatype, shape=list(shape))
-        )
-        raw.append(buffer)
-    return join_request(bytes(request), raw)
-
-
-def decode_response(response: pb.ModelInferResponse) -> Result:
-    """The outputs of a response as numpy arrays, and its parameters."""
-    outputs = {
-        output.name: tensors.decode_raw(
-            f"output {output.name!r}", output.datatype, output.shape, raw
-        )
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
-    return Result(response.id, outputs, parameters.decode_all(response.parameters))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 import trio
 
 from anyserve.capability import Attribute
+from anyserve.errors import FailedPrecondition
 
 if TYPE_CHECKING:  # a replica has no arrays, and numpy is a third of its memory
     import numpy.typing as npt
@@ -66,6 +67,38 @@ class Response:
     parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
 
 
+@attrs.frozen
+class Result:
+    """One response to a request, as whoever sent the request sees it."""
+
+    id: str
+    """That of the request."""
+    outputs: Mapping[str, npt.NDArray[Any]]
+    """Read-only arrays; BYTES are object arrays of `bytes`."""
+    parameters: Mapping[str, Attribute]
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.outputs[name]
+
+
+class Caller(Protocol):
+    """The way from a handler to other capabilities; see `Context.call` and `Context.stream`."""
+
+    async def call(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute],
+    ) -> Result: ...
+
+    def stream(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute],
+    ) -> AsyncGenerator[Result, None]: ...
+
+
 @attrs.define
 class Context:
     """What a handler may know of the request that it serves, beside its tensors."""
@@ -79,6 +112,36 @@ class Context:
     sequence: Sequence | None = None
     """Set for handlers declared with `sequence=True`."""
     cancel_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
+    caller: Caller | None = attrs.field(default=None, repr=False)
+    """None where a handler is run by hand, with nobody to call."""
+
+    async def call(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute] | None = None,
+    ) -> Result:
+        """Have another capability answer once: here, or else anywhere in the fleet.
+
+        Waits for the answer, for as long as this request has; its end, or cancelling this, ends
+        what was called. Raises the `AnyServeError` that the other ended with, `NotFound` where
+        nobody offers the capability, and `FailedPrecondition` where calls are nested too deep.
+        """
+        return await self._caller().call(capability, inputs, parameters or {})
+
+    def stream(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute] | None = None,
+    ) -> AsyncGenerator[Result, None]:
+        """The same for any number of responses, as they come; use it with `aclosing`."""
+        return self._caller().stream(capability, inputs, parameters or {})
+
+    def _caller(self) -> Caller:
+        if self.caller is None:
+            raise FailedPrecondition("this handler runs alone: there is nobody to call")
+        return self.caller
 
     @property
     def cancelled(self) -> bool:

@@ -15,6 +15,7 @@ from anyserve.capability import Attribute, need_of
 from anyserve.client import Result, decode_response, encode_request
 from anyserve.errors import Unimplemented
 from anyserve.messages import OutputValue
+from anyserve.replica.calls import HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.local import LocalExecutor
@@ -81,8 +82,9 @@ async def open_test_client(app: App) -> AsyncIterator[TestClient]:
     """
     async with app.running(), trio.open_nursery() as nursery:
         dispatcher = Dispatcher()
+        dispatcher.calls = HandlerRequests(dispatcher)
         nursery.start_soon(dispatcher.deadlines.run)
-        dispatcher.worker_up(LocalExecutor(app, nursery), app.offers)
+        dispatcher.worker_up(LocalExecutor(app, nursery, dispatcher), app.offers)
         for offer in app.offers:
             dispatcher.set_state(offer.name, State.READY)
         yield TestClient(dispatcher)

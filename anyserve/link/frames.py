@@ -61,6 +61,12 @@ class Kind(enum.IntEnum):
     TRACED = 16  # worker: what was recorded
     PARTS = 17  # worker: a response in parts, some of them lent
     ANSWER = 18  # worker: RESPONSE and END in one
+    CALL = 19  # worker: what a call's handler calls; so are those below, of the same call
+    CALL_CREDIT = 20  # worker: so many more responses may come
+    CALL_CANCEL = 21  # worker: its handler wants no more
+    CALLED = 22  # replica: a whole ModelInferResponse
+    CALL_END = 23  # replica: there are no more
+    CALL_ERROR = 24  # replica: what was called has failed
 
 
 @attrs.define  # frozen costs more to make, and each message makes some
@@ -158,14 +164,32 @@ def encode_response(call: int, response: Sequence[Buffer]) -> bytes:
 
 
 def encode_error(call: int, error: AnyServeError) -> bytes:
-    # A handler's error may quote what is no text, such as a file's name.
-    message = error.message.encode(errors="replace")
-    return encode(Kind.ERROR, call, _ERROR.pack(error.status) + message)
+    return encode(Kind.ERROR, call, error_bytes(error))
 
 
 def decode_error(frame: Frame) -> AnyServeError:
-    (status,) = _ERROR.unpack_from(frame.body)
-    return from_status(status, bytes(frame.body[_ERROR.size :]).decode(errors="replace"))
+    return error_of(frame.body)
+
+
+def error_bytes(error: AnyServeError) -> bytes:
+    # A handler's error may quote what is no text, such as a file's name.
+    return _ERROR.pack(error.status) + error.message.encode(errors="replace")
+
+
+def error_of(body: Buffer) -> AnyServeError:
+    (status,) = _ERROR.unpack_from(body)
+    return from_status(status, bytes(body[_ERROR.size :]).decode(errors="replace"))
+
+
+def encode_called(kind: Kind, call: int, number: int, body: Buffer = b"") -> bytes:
+    """A frame of what a handler calls: `number` among all that the handler of `call` does."""
+    return encode(kind, call, _U32.pack(number) + body)
+
+
+def decode_called(frame: Frame) -> tuple[int, memoryview]:
+    """The number, and what the frame says."""
+    number: int = _U32.unpack_from(frame.body)[0]
+    return number, frame.body[_U32.size :]
 
 
 def encode_release(block: Block) -> bytes:

@@ -19,7 +19,8 @@ from anyserve.objects.arena import Arena, ArenaFull
 from anyserve.objects.leases import Block, LeaseSet
 from anyserve.objects.mapping import Reader
 from anyserve.offers import Offer
-from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.exchange import Call, Called, Exchange, Listener, Reply, WorkerLost
 
 _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 """Replies taken before their credit is given back, in one frame."""
@@ -29,7 +30,13 @@ class _LinkExchange(Exchange):
     """A call that runs in the worker."""
 
     def __init__(
-        self, listener: Listener, channel: FrameChannel, number: int, capability: str
+        self,
+        listener: Listener,
+        channel: FrameChannel,
+        number: int,
+        capability: str,
+        call: Call,
+        dispatcher: Dispatcher,
     ) -> None:
         super().__init__(listener)
         self.capability = capability
@@ -39,6 +46,38 @@ class _LinkExchange(Exchange):
         self._channel = channel
         self._number = number
         self._consumed = 0
+        self._call = call
+        self._dispatcher = dispatcher
+        self._called: dict[int, _LinkedCall] = {}
+        """What its handler has called, by its number."""
+
+    def on_called(self, frame: Frame) -> None:
+        """The handler calls another capability, or says something of what it has called."""
+        number, body = frames.decode_called(frame)
+        called = self._called.get(number)
+        if frame.kind == Kind.CALL:
+            if self._closed:
+                return  # it is told that it was cancelled
+            called = _LinkedCall(self, number)
+            self._called[number] = called
+            called.start(self._dispatcher, self._call, body)
+        elif called is not None:
+            if frame.kind == Kind.CALL_CREDIT:
+                called.request.consumed(int.from_bytes(body, "little"))
+            else:
+                del self._called[number]
+                called.request.cancel()
+
+    def tell_called(self, kind: Kind, number: int, body: Buffer = b"") -> None:
+        """Tell the handler of what it has called."""
+        if kind is not Kind.CALLED:
+            del self._called[number]
+        self._channel.send(frames.encode_called(kind, self._number, number, body))
+
+    def cancel_called(self) -> None:
+        """Nobody waits for what the handler has called."""
+        while self._called:
+            self._called.popitem()[1].request.cancel()
 
     def release_leases(self) -> None:
         """The worker has no more use for the request's tensors."""
@@ -47,6 +86,7 @@ class _LinkExchange(Exchange):
 
     def on_cancelled(self) -> None:
         self.cancelled_at = trio.current_time()
+        self.cancel_called()
         self._channel.send(frames.encode(Kind.CANCEL, self._number))
 
     def consumed(self) -> None:
@@ -56,6 +96,32 @@ class _LinkExchange(Exchange):
             self._consumed = 0
 
 
+class _LinkedCall:
+    """What a handler in the worker has called."""
+
+    request: Called
+
+    def __init__(self, exchange: _LinkExchange, number: int) -> None:
+        self._exchange = exchange
+        self._number = number
+
+    def start(self, dispatcher: Dispatcher, parent: Call, body: memoryview) -> None:
+        """Begin it; the first byte says whether one response is wanted."""
+        self.request = dispatcher.calls.request(parent, bytes(body[1:]), bool(body[0]), self)
+        self.request.start()
+
+    def on_response(self, message: Buffer) -> None:
+        """See `Answered`."""
+        self._exchange.tell_called(Kind.CALLED, self._number, message)
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """See `Answered`."""
+        if error is None:
+            self._exchange.tell_called(Kind.CALL_END, self._number)
+        else:
+            self._exchange.tell_called(Kind.CALL_ERROR, self._number, frames.error_bytes(error))
+
+
 class Connection:
     """An `Executor` over the link of a worker that is ready.
 
@@ -63,9 +129,16 @@ class Connection:
     """
 
     def __init__(
-        self, name: str, channel: FrameChannel, offers: Sequence[Offer], arena: Arena
+        self,
+        name: str,
+        channel: FrameChannel,
+        offers: Sequence[Offer],
+        arena: Arena,
+        dispatcher: Dispatcher,
     ) -> None:
+        """dispatcher: which runs what the handlers call."""
         self._name = name
+        self._dispatcher = dispatcher
         self._channel = channel
         self._offers = {offer.name: index for index, offer in enumerate(offers)}
         self._arena = arena
@@ -97,7 +170,7 @@ class Connection:
             raise WorkerLost(self._lost)
         number = next(self._calls)
         name = offer.name
-        exchange = _LinkExchange(listener, self._channel, number, name)
+        exchange = _LinkExchange(listener, self._channel, number, name, call, self._dispatcher)
         body = RequestBody(
             budget=math.inf if call.deadline == math.inf else call.deadline - trio.current_time(),
             offer=self._offers[name],
@@ -141,6 +214,8 @@ class Connection:
             self._end(frame.call, frames.decode_end(frame))
         elif kind == Kind.ERROR:
             self._end(frame.call, error=frames.decode_error(frame))
+        elif kind in (Kind.CALL, Kind.CALL_CREDIT, Kind.CALL_CANCEL):
+            exchange.on_called(frame)
 
     def lost(self, reason: str) -> None:
         """The worker is gone: every open call ends with `WorkerLost`, new ones are refused."""
@@ -151,6 +226,7 @@ class Connection:
 
     def _end(self, number: int, batch: int = 1, error: AnyServeError | None = None) -> None:
         exchange = self._open.pop(number)
+        exchange.cancel_called()
         exchange.release_leases()
         exchange.end(batch, error)
 

@@ -12,7 +12,7 @@ from anyserve.capability import Capability, explain_absence, satisfying
 from anyserve.errors import NotFound, Unavailable, elsewhere
 from anyserve.offers import Offer
 from anyserve.replica.deadlines import Deadlines
-from anyserve.replica.exchange import Call, Executor
+from anyserve.replica.exchange import Call, Calls, Executor
 from anyserve.replica.pool import Pool, State
 from anyserve.replica.replies import Replies
 from anyserve.replica.sequences import Sequences
@@ -36,6 +36,8 @@ class Dispatcher(Actor[None]):
         self._idle = trio.Event()
         self.deadlines = Deadlines()
         """Those of the requests in flight."""
+        self.calls: Calls
+        """What runs the handlers' own calls; set by whoever puts the parts together."""
 
     async def run(self, context: Context[None]) -> None:
         """Keep deadlines until stopped."""

@@ -122,3 +122,42 @@ class Executor(Protocol):
 
     def lost(self, reason: str) -> None:
         """It runs nothing any more: what was open ends with `WorkerLost`."""
+
+
+class Answered(Protocol):
+    """The handler that has called; it is called back in Trio's thread, and never waits."""
+
+    def on_response(self, message: Buffer) -> None:
+        """The next ModelInferResponse, valid during the call."""
+        ...
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """There are no more, or what was called has failed."""
+        ...
+
+
+class Called(Protocol):
+    """A request of a handler, on its way."""
+
+    def start(self) -> None:
+        """Begin it; what is wrong with it is told as its end."""
+        ...
+
+    def consumed(self, responses: int) -> None:
+        """The handler has taken so many."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants the rest; nothing happens where it has ended."""
+        ...
+
+
+class Calls(Protocol):
+    """Has the requests of handlers run."""
+
+    def request(self, parent: Call, body: bytes, once: bool, answered: Answered) -> Called:
+        """One ModelInferRequest, to be started.
+
+        parent: the request whose handler calls. once: whether one response is wanted.
+        """
+        ...

@@ -52,7 +52,7 @@ class Group:
         """Held while its workers are started or stopped at run time."""
         self.declared: list[Offer] | None = None
         """All that the app offers; None until a worker has imported it."""
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._failure: str | None = None
         self._ready = 0
         self._changed = trio.Event()
@@ -103,30 +103,30 @@ class Group:
         """A worker has imported the app."""
         self.declared = list(offers)
         for offer in offers:
-            self._dispatcher.declare(offer)
+            self.dispatcher.declare(offer)
         self._change()
 
     def on_ready(self, executor: Executor, offers: Sequence[Offer]) -> None:
         """A worker has loaded the app."""
         self._ready += 1
-        self._dispatcher.worker_up(executor, offers)
+        self.dispatcher.worker_up(executor, offers)
         for name in self.wanted:
-            self._dispatcher.set_state(name, State.READY)
+            self.dispatcher.set_state(name, State.READY)
         self._change()
 
     def on_retiring(self, executor: Executor, reason: str) -> None:
         """A worker is to be replaced and takes no more requests."""
-        self._dispatcher.worker_retiring(executor, reason)
+        self.dispatcher.worker_retiring(executor, reason)
 
     def on_down(self, executor: Executor, reason: str) -> None:
         """A worker that was ready is gone."""
         self._ready -= 1
-        self._dispatcher.worker_down(executor, reason)
+        self.dispatcher.worker_down(executor, reason)
         executor.lost(reason)
 
     def on_failed(self, reason: str) -> None:
         """A worker has ended before it was ready."""
         self._failure = reason
         for offer in self.declared or ():
-            self._dispatcher.explain(offer.name, reason)
+            self.dispatcher.explain(offer.name, reason)
         self._change()

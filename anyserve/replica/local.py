@@ -12,8 +12,10 @@ from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
 from anyserve.offers import Offer
+from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
 from anyserve.waiting import Waiter
+from anyserve.worker.calls import Answered, Called, HandlerCalls
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming, cut_off
 from anyserve.worker.shared import ClientRegions
 from anyserve.worker.tasks import Tasks
@@ -40,8 +42,11 @@ class _LocalExchange(Exchange):
     async def run(self) -> None:
         """See `Job`."""
         call = self.call
-        context = Context(call.request_id, call.deadline, call.metadata, call.sequence, self.scope)
         executor = self._executor
+        caller = HandlerCalls(call.request_id, self._call)
+        context = Context(
+            call.request_id, call.deadline, call.metadata, call.sequence, self.scope, caller
+        )
         ending: Ending | None = None
         try:
             ending = await self.runner.run(executor.incoming(call, context), self)
@@ -52,6 +57,11 @@ class _LocalExchange(Exchange):
             if ending.last is not None:
                 self.send(ending.last)
             self.end(ending.batch, ending.error)
+
+    def _call(self, body: bytes, once: bool, answered: Answered) -> Called:
+        called = self._executor.dispatcher.calls.request(self.call, body, once, answered)
+        called.start()
+        return called
 
     def on_cancelled(self) -> None:
         self.scope.cancel()
@@ -77,7 +87,11 @@ class _LocalExchange(Exchange):
 class LocalExecutor:
     """Runs handlers as tasks of a nursery, with the semantics of a worker and no link."""
 
-    def __init__(self, app: App, nursery: trio.Nursery, name: str = "local") -> None:
+    def __init__(
+        self, app: App, nursery: trio.Nursery, dispatcher: Dispatcher, name: str = "local"
+    ) -> None:
+        """dispatcher: which runs what the handlers call."""
+        self.dispatcher = dispatcher
         self._name = name
         self._handlers = {
             handler.offer.name: (

@@ -81,7 +81,9 @@ class LocalWorker(Actor[None]):
         handlers = app.handlers
         offers = [handler.offer for handler in handlers]
         async with trio.open_nursery() as nursery:
-            executor = self._executor = LocalExecutor(app, nursery, self._name)
+            executor = self._executor = LocalExecutor(
+                app, nursery, self._group.dispatcher, self._name
+            )
             watchdog = Watchdog(handlers, lambda: executor.running)
             nursery.start_soon(watchdog.run)
             self._group.on_ready(executor, offers)

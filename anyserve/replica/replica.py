@@ -26,6 +26,7 @@ from anyserve.objects.regions import Regions
 from anyserve.objects.segments import new_prefix, sweep
 from anyserve.replica.admin import AdminService
 from anyserve.replica.admin_socket import prepare_directory, socket_path
+from anyserve.replica.calls import HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.handback import Handback
 from anyserve.replica.inference import Inference
@@ -121,6 +122,7 @@ class Replica:
         """What becomes of requests that can't be served here, where there is a scheduler."""
         if config.link is not None:
             self.handback = Handback(lambda: self.link, self.dispatcher.deadlines)
+        self.dispatcher.calls = HandlerRequests(self.dispatcher, self.handback)
         self._repository_spec = ChildSpec("repository", lambda: self.repository)
         self._ingress: Listener | None = None
         # None of these restarts alone: what they hold belongs together, so that a failure of one

@@ -98,7 +98,9 @@ class WorkerLink(Actor[None]):
                 reason = f"{await self._ending(process)} before it was ready"
             self._group.on_failed(reason)
             raise WorkerFailed(reason) from None
-        connection = self._connection = Connection(self._name, process.channel, offers, self._arena)
+        connection = self._connection = Connection(
+            self._name, process.channel, offers, self._arena, self._group.dispatcher
+        )
         self._group.on_ready(connection, offers)
         names = ", ".join(str(offer.capability) for offer in offers)
         context.log.info("ready in process %d: %s", process.pid, names)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import attrs
 import trio
 from anyserve_actors import tracing
 
@@ -25,6 +26,7 @@ from anyserve.objects.mapping import Reader
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
 from anyserve.waiting import Waiter
+from anyserve.worker.calls import Answered, Called, HandlerCalls
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming, cut_off
 from anyserve.worker.shared import ClientRegions
 from anyserve.worker.tasks import Tasks
@@ -49,13 +51,17 @@ class _Running:
         self._call = call
         self._body = body
         self._more = Waiter()
+        self._called: dict[int, Answered] = {}
+        """What the handler has called, by its number."""
+        self._calls = 0
 
     async def run(self) -> None:
         """See `Job`; its end is always told to the replica."""
         body = self._body
         budget = body.budget
         deadline = math.inf if budget == math.inf else trio.current_time() + budget
-        context = Context(body.request_id, deadline, cancel_scope=self.scope)
+        caller = HandlerCalls(body.request_id, self._begin_call)
+        context = Context(body.request_id, deadline, cancel_scope=self.scope, caller=caller)
         ending: Ending | None = None
         try:
             ending = await self.runner.run(self._session.incoming(body, context), self)
@@ -78,6 +84,47 @@ class _Running:
         """See `Sink`."""
         self.credit -= 1
         self._session.respond(self._call, response)
+
+    def on_called(self, frame: Frame) -> None:
+        """Something comes of what the handler has called."""
+        number, body = frames.decode_called(frame)
+        answered = self._called.get(number)
+        if answered is None:
+            return  # it was cancelled meanwhile
+        if frame.kind == Kind.CALLED:
+            answered.on_response(body)
+            return
+        del self._called[number]
+        answered.on_end(frames.error_of(body) if frame.kind == Kind.CALL_ERROR else None)
+
+    def tell_called(self, kind: Kind, number: int, body: Buffer = b"") -> None:
+        """Tell the replica of what the handler calls, unless that has ended."""
+        if number in self._called:
+            self._session.tell(frames.encode_called(kind, self._call, number, body))
+        if kind is Kind.CALL_CANCEL:
+            self._called.pop(number, None)
+
+    def _begin_call(self, body: bytes, once: bool, answered: Answered) -> Called:
+        self._calls += 1
+        self._called[self._calls] = answered
+        self.tell_called(Kind.CALL, self._calls, bytes([once]) + body)
+        return _LinkedCall(self, self._calls)
+
+
+@attrs.frozen
+class _LinkedCall:
+    """What a handler has called, on its way over the link."""
+
+    _running: _Running
+    _number: int
+
+    def consumed(self, responses: int) -> None:
+        """See `Called`."""
+        self._running.tell_called(Kind.CALL_CREDIT, self._number, responses.to_bytes(4, "little"))
+
+    def cancel(self) -> None:
+        """See `Called`."""
+        self._running.tell_called(Kind.CALL_CANCEL, self._number)
 
 
 class Session:
@@ -144,12 +191,20 @@ class Session:
             running = self._running.get(frame.call)
             if running is not None:
                 running.scope.cancel()
+        elif frame.kind in (Kind.CALLED, Kind.CALL_END, Kind.CALL_ERROR):
+            running = self._running.get(frame.call)
+            if running is not None:
+                running.on_called(frame)
         elif frame.kind == Kind.RELEASE:
             self._replies.release(frames.decode_release(frame))
         elif frame.kind == Kind.PING:
             self._channel.send(frames.encode(Kind.PONG))
         elif frame.kind == Kind.TRACE:
             self._trace(frames.decode_json(frame))
+
+    def tell(self, frame: Buffer) -> None:
+        """Send a frame of a call."""
+        self._channel.send(frame)
 
     def _trace(self, command: Mapping[str, Any]) -> None:
         if command["on"] and not tracing.active():

@@ -45,6 +45,12 @@ def test_every_example_is_run_here() -> None:
             assert example.stem in here
 
 
+def test_the_pipeline_runs_in_one_replica(start_replica) -> None:
+    live = start_replica("--app", "examples.pipeline:app")
+    answer = infer(live.address, "describe", "text=the cat saw the dog")
+    assert answer == "summary: the 2, cat 1, saw 1, dog 1\n"
+
+
 def test_echo_streaming_the_slow_start_and_the_custom_engine_answer_the_command_line(
     start_replica,
 ) -> None:

@@ -406,7 +406,7 @@ async def workshop() -> AsyncIterator[Workshop]:
     dispatcher = Dispatcher()
     limit = 64 << 20
     with Arena(new_prefix(), limit) as requests, Arena(new_prefix(), limit) as replies:
-        connection = Connection("worker", ours, app.offers, requests)
+        connection = Connection("worker", ours, app.offers, requests, dispatcher)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Session("worker", theirs, app.handlers, replies).run)
             nursery.start_soon(_write, ours)

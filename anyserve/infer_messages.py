@@ -1,0 +1,42 @@
+"""Requests and responses between arrays and messages, as whoever sends requests needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from anyserve_protos import inference as pb
+from anyserve_protos.infer_wire import join_request
+
+from anyserve import parameters, tensors
+from anyserve.capability import Attribute
+from anyserve.messages import OutputValue, Result
+
+
+def encode_request(
+    capability: str,
+    inputs: Mapping[str, OutputValue],
+    values: Mapping[str, Attribute],
+    request_id: str = "",
+) -> bytes:
+    """A ModelInferRequest; `inputs` are as a `Response` takes outputs, `values` its parameters."""
+    request = pb.ModelInferRequest(model_name=capability, id=request_id)
+    request.parameters = parameters.encode_all(values)
+    raw = []
+    for name, value in inputs.items():
+        datatype, shape, buffer = tensors.encode_raw(tensors.as_array(value))
+        request.inputs.append(
+            pb.ModelInferRequestInferInputTensor(name=name, datatype=datatype, shape=list(shape))
+        )
+        raw.append(buffer)
+    return join_request(bytes(request), raw)
+
+
+def decode_response(response: pb.ModelInferResponse) -> Result:
+    """The outputs of a response as numpy arrays, and its parameters."""
+    outputs = {
+        output.name: tensors.decode_raw(
+            f"output {output.name!r}", output.datatype, output.shape, raw
+        )
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    return Result(response.id, outputs, parameters.decode_all(response.parameters))

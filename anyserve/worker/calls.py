@@ -1,0 +1,125 @@
+"""A handler's calls to other capabilities, from arrays to messages and back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Protocol
+
+from anyserve.capability import Attribute
+from anyserve.errors import AnyServeError, Unimplemented
+from anyserve.link import frames
+from anyserve.link.frames import Buffer
+from anyserve.messages import OutputValue, Result
+from anyserve.waiting import Waiter
+
+_CREDIT_BATCH = frames.INITIAL_CREDIT // 2
+"""Responses taken before their credit is given back."""
+
+
+class Called(Protocol):
+    """A request that a handler has sent, on its way."""
+
+    def consumed(self, responses: int) -> None:
+        """So many more responses may come."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants the rest; nothing happens where it has ended."""
+        ...
+
+
+class Answered:
+    """What comes back, for the handler that awaits it."""
+
+    def __init__(self) -> None:
+        self._messages: deque[bytes] = deque()
+        self._news = Waiter()
+        self._ended = False
+        self._error: AnyServeError | None = None
+
+    def on_response(self, message: Buffer) -> None:
+        """The next ModelInferResponse; it is copied."""
+        self._messages.append(bytes(message))
+        self._news.wake()
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """There are no more, or what was called has failed."""
+        self._ended, self._error = True, error
+        self._news.wake()
+
+    async def receive(self) -> bytes | None:
+        """The next message, None after the last; raises what was called has failed with.
+
+        Waits as long as the handler's scope lets it; cancelled, it has taken nothing.
+        """
+        while not self._messages:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+            await self._news.wait()
+        return self._messages.popleft()
+
+
+Begin = Callable[[bytes, bool, Answered], Called]
+"""Sends a ModelInferRequest; the flag says that exactly one response is wanted."""
+
+
+class HandlerCalls:
+    """The `Caller` of one request's handler."""
+
+    def __init__(self, request_id: str, begin: Begin) -> None:
+        """request_id: that of the handler's own request, which goes along."""
+        self._request_id = request_id
+        self._begin = begin
+
+    async def call(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute],
+    ) -> Result:
+        """See `Context.call`."""
+        async with aclosing(self._run(capability, inputs, parameters, once=True)) as responses:
+            results = [result async for result in responses]
+        if len(results) != 1:
+            raise Unimplemented(f"{capability!r} gave {len(results)} responses: use stream")
+        return results[0]
+
+    def stream(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute],
+    ) -> AsyncGenerator[Result, None]:
+        """See `Context.stream`."""
+        return self._run(capability, inputs, parameters, once=False)
+
+    async def _run(
+        self,
+        capability: str,
+        inputs: Mapping[str, OutputValue],
+        parameters: Mapping[str, Attribute],
+        *,
+        once: bool,
+    ) -> AsyncGenerator[Result, None]:
+        # Only then, since they bring betterproto2 along, which most workers do without.
+        from anyserve_protos import codec
+        from anyserve_protos.inference import ModelInferResponse
+
+        from anyserve.infer_messages import decode_response, encode_request
+
+        answered = Answered()
+        body = encode_request(capability, inputs, parameters, self._request_id)
+        called = self._begin(body, once, answered)
+        taken = 0
+        try:
+            while (message := await answered.receive()) is not None:
+                taken += 1
+                if taken % _CREDIT_BATCH == 0:
+                    called.consumed(_CREDIT_BATCH)
+                yield decode_response(codec.decode(ModelInferResponse, message))
+        finally:
+            called.cancel()

@@ -1,0 +1,88 @@
+"""An app whose handlers call other capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import trio
+
+from anyserve import App, Context, Request, Response
+from anyserve.errors import PermissionDenied
+
+app = App()
+events: list[str] = []
+"""What has become of `hold`."""
+
+
+@app.capability("relay")
+async def relay(request: Request, context: Context) -> Response:
+    """Call the capability named by the parameter `to`, with the same inputs."""
+    parameters: dict[str, Any] = dict(request.parameters)
+    answer = await context.call(parameters.pop("to"), request.inputs, parameters)
+    return Response(outputs=answer.outputs, parameters=answer.parameters)
+
+
+@app.capability("again")
+async def again(request: Request, context: Context) -> Response:
+    """Call itself without end."""
+    events.append("again")
+    answer = await context.call("again", request.inputs)
+    return Response(outputs=answer.outputs)
+
+
+@app.capability("alone", concurrency=1)
+async def alone(request: Request, context: Context) -> Response:
+    """Call itself, which has no slot left."""
+    answer = await context.call("alone", request.inputs)
+    return Response(outputs=answer.outputs)
+
+
+@app.capability("echo")
+async def echo(request: Request, context: Context) -> Response:
+    return Response(outputs=request.inputs, parameters={"id": context.request_id})
+
+
+@app.capability("remaining")
+async def remaining(request: Request, context: Context) -> Response:
+    return Response(outputs={"seconds": context.deadline - trio.current_time()})
+
+
+@app.capability("refuse")
+async def refuse(request: Request, context: Context) -> Response:
+    raise PermissionDenied("not for you")
+
+
+@app.capability("numbers")
+async def numbers(request: Request, context: Context) -> AsyncIterator[Response]:
+    for number in range(int(request["n"][0])):
+        yield Response(outputs={"n": [number]})
+
+
+@app.capability("total")
+async def total(request: Request, context: Context) -> Response:
+    """The sum of what `numbers` gives, of the first `most` where that is asked."""
+    most = request.parameters.get("most")
+    taken = []
+    async with aclosing(context.stream("numbers", request.inputs)) as responses:
+        async for response in responses:
+            taken.append(int(response["n"][0]))
+            if len(taken) == most:
+                break
+    return Response(outputs={"sum": [sum(taken)], "taken": [len(taken)]})
+
+
+@app.capability("hold")
+async def hold(request: Request, context: Context) -> Response:
+    events.append("held")
+    try:
+        await trio.sleep_forever()
+    finally:
+        events.append("let go")
+    return Response()
+
+
+@app.capability("events")
+async def tell(request: Request, context: Context) -> Response:
+    return Response(outputs={"events": list(events) or [""]})

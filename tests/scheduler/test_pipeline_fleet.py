@@ -1,0 +1,62 @@
+"""Handlers that call what only another replica of the fleet has: the example of a pipeline."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import trio
+
+from anyserve.capability import Capability
+from anyserve.client import Result, open_client
+from anyserve.errors import FailedPrecondition, NotFound
+from anyserve.replica.calls import DEPTH, HandlerRequests
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.exchange import Call
+
+
+async def ask(address: str, capability: str, inputs: Any, values: Any = None) -> Result:
+    with trio.fail_after(20):
+        async with open_client(address) as client:
+            return await client.infer(capability, inputs, values)
+
+
+def described(address: str) -> Result:
+    """The answer once the replicas are registered."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return trio.run(ask, address, "describe", {"text": "the cat saw the dog"})
+        except NotFound:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("where", [(), ("--in-process",)], ids=["workers", "in process"])
+def test_a_pipeline_runs_over_two_replicas_asked_by_either_door(
+    start_scheduler: Any, start_replica: Any, where: tuple[str, ...]
+) -> None:
+    scheduler = start_scheduler()
+    to = ("--scheduler", scheduler.address, *where, "--replica-id")
+    front = start_replica("--app", "examples.pipeline:front", *to, "front")
+    start_replica("--app", "examples.pipeline:back", *to, "back")
+    for address in (front.address, scheduler.address):
+        summary = described(address)["summary"][0]
+        assert summary == b"the 2, cat 1, saw 1, dog 1"
+
+
+def test_the_depth_of_calls_is_counted_where_a_client_gives_it() -> None:
+    """Depth travels as metadata: nothing lowers it on the way from one replica to the next."""
+    ends: list[Any] = []
+
+    class Answered:
+        def on_response(self, message: Any) -> None: ...
+
+        def on_end(self, error: Any) -> None:
+            ends.append(error)
+
+    for depth, kind in (("7", NotFound), ("8", FailedPrecondition), ("x", FailedPrecondition)):
+        parent = Call(Capability("mine"), b"", metadata={DEPTH: depth})
+        body = b"\x0a\x05other"
+        HandlerRequests(Dispatcher()).request(parent, body, True, Answered()).start()
+        assert isinstance(ends[-1], kind)
