@@ -53,9 +53,14 @@ async def test_a_handler_calls_another_capability_with_tensors_of_any_size(clien
         np.testing.assert_array_equal(answer["x"], array)
 
 
-async def test_calls_nest_under_one_request_id(client: Any) -> None:
+async def test_a_blocking_handler_calls_from_its_thread(client: Any) -> None:
+    answer = await client.infer("blocking", {"x": [7]})
+    assert answer["x"].tolist() == [7]
+
+
+async def test_what_is_called_has_the_request_id_of_its_caller(client: Any) -> None:
     answer = await client.infer("relay", {"x": [1]}, {"to": "echo"})
-    assert answer.parameters["id"]
+    assert answer.parameters["id"] == answer.parameters["callers_id"]
 
 
 async def test_a_stream_is_read_to_its_end_whatever_its_length(client: Any) -> None:

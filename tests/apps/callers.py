@@ -21,7 +21,15 @@ async def relay(request: Request, context: Context) -> Response:
     """Call the capability named by the parameter `to`, with the same inputs."""
     parameters: dict[str, Any] = dict(request.parameters)
     answer = await context.call(parameters.pop("to"), request.inputs, parameters)
-    return Response(outputs=answer.outputs, parameters=answer.parameters)
+    ids = {"callers_id": context.request_id}
+    return Response(outputs=answer.outputs, parameters={**answer.parameters, **ids})
+
+
+@app.capability("blocking")
+def blocking(request: Request, context: Context) -> Response:
+    """Call `echo` from a thread."""
+    answer = trio.from_thread.run(context.call, "echo", request.inputs)
+    return Response(outputs=answer.outputs)
 
 
 @app.capability("again")
