@@ -51,6 +51,7 @@ class _LocalExchange(Exchange):
         try:
             ending = await self.runner.run(executor.incoming(call, context), self)
         finally:
+            caller.close()
             executor.forget(self)
             if ending is None:
                 ending = cut_off(context, WorkerLost(f"worker {executor.name} is stopping"))

@@ -74,6 +74,12 @@ class HandlerCalls:
         """request_id: that of the handler's own request, which goes along."""
         self._request_id = request_id
         self._begin = begin
+        self._open: set[Called] = set()
+
+    def close(self) -> None:
+        """The handler has ended: so does what it called and has not read to its end."""
+        for called in self._open:
+            called.cancel()
 
     async def call(
         self,
@@ -114,6 +120,7 @@ class HandlerCalls:
         answered = Answered()
         body = encode_request(capability, inputs, parameters, self._request_id)
         called = self._begin(body, once, answered)
+        self._open.add(called)
         taken = 0
         try:
             while (message := await answered.receive()) is not None:
@@ -122,4 +129,5 @@ class HandlerCalls:
                     called.consumed(_CREDIT_BATCH)
                 yield decode_response(codec.decode(ModelInferResponse, message))
         finally:
+            self._open.discard(called)
             called.cancel()

@@ -74,6 +74,13 @@ async def test_a_stream_that_is_left_early_ends(client: Any) -> None:
     assert answer["taken"][0] == 100
 
 
+async def test_a_stream_that_its_handler_leaves_open_ends_with_the_handler(client: Any) -> None:
+    await client.infer("careless", {"x": [1]})
+    with trio.fail_after(10):
+        while b"endless ended" not in (await client.infer("events", {}))["events"].tolist():
+            pass
+
+
 async def test_the_error_of_what_was_called_is_the_error_of_the_call(client: Any) -> None:
     with pytest.raises(PermissionDenied, match="not for you"):
         await client.infer("relay", {"x": [1]}, {"to": "refuse"})

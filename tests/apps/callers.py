@@ -32,6 +32,27 @@ def blocking(request: Request, context: Context) -> Response:
     return Response(outputs=answer.outputs)
 
 
+kept: list[Any] = []
+"""Streams that were never closed."""
+
+
+@app.capability("careless")
+async def careless(request: Request, context: Context) -> Response:
+    """Leave a stream open."""
+    kept.append(context.stream("endless", {}))
+    await anext(kept[-1])
+    return Response()
+
+
+@app.capability("endless")
+async def endless(request: Request, context: Context) -> AsyncIterator[Response]:
+    try:
+        while True:
+            yield Response(outputs={"n": [1]})
+    finally:
+        events.append("endless ended")
+
+
 @app.capability("again")
 async def again(request: Request, context: Context) -> Response:
     """Call itself without end."""
