@@ -1,4 +1,4 @@
-"""The `anyserve` command: `replica`, `scheduler`, `infer`, `chat`, `tree`, `trace` and `fleet`."""
+"""The `anyserve` command, with a module for each of its own commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from anyserve import __version__
-from anyserve.cli import ask, fleet, look, replica, scheduler
+from anyserve.cli import ask, explain, fleet, look, replica, scheduler
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ask.add_commands(commands)
     look.add_commands(commands)
     fleet.add_command(commands)
+    explain.add_command(commands)
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == [scheduler.NAME]:
         scheduler.run(arguments[1:])

@@ -107,7 +107,7 @@ class Scheduler:
     def _new_listener(self) -> Listener:
         config = self._config
         services: list[Service] = [
-            SchedulerService(self.registry, self.links, config.terms),
+            SchedulerService(self.registry, self.links, self.router, config.terms),
             GatewayService(self.ways),
             HealthService(self._health),
         ]

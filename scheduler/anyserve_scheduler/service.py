@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Mapping
 
 import trio
@@ -10,11 +12,19 @@ from anyserve_protos.anyserve import v1 as pb
 from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
+from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument
 from anyserve.transport.rpc import ServerStream
+from anyserve_scheduler.gateway.incoming import session_key
 from anyserve_scheduler.links import Link, Links, check_token
-from anyserve_scheduler.messages import fleet_replica, registration_of, report_of
+from anyserve_scheduler.messages import (
+    attributes_of,
+    fleet_replica,
+    registration_of,
+    report_of,
+)
 from anyserve_scheduler.registration import Grant, Heard, LeaseTerms
+from anyserve_scheduler.routing import Decision, Hints, Router
 from anyserve_scheduler.watched import WatchedRegistry
 
 _REFUSAL_LIMIT = 300
@@ -26,9 +36,12 @@ _log = logging.getLogger(__name__)
 class SchedulerService:
     """The registry's door; it reads and answers, and the registry decides."""
 
-    def __init__(self, registry: WatchedRegistry, links: Links, terms: LeaseTerms) -> None:
+    def __init__(
+        self, registry: WatchedRegistry, links: Links, router: Router, terms: LeaseTerms
+    ) -> None:
         self._registry = registry
         self._links = links
+        self._router = router
         self._terms = terms
         self._started = trio.current_time()
         self._refused = 0
@@ -42,6 +55,9 @@ class SchedulerService:
             ),
             "/anyserve.v1.Scheduler/Leave": Handler(
                 self.leave, Cardinality.UNARY_UNARY, pb.LeaveRequest, pb.LeaveReply
+            ),
+            "/anyserve.v1.Scheduler/Explain": Handler(
+                self.explain, Cardinality.UNARY_UNARY, pb.ExplainRequest, pb.ExplainReply
             ),
             "/anyserve.v1.Scheduler/Fleet": Handler(
                 self.fleet, Cardinality.UNARY_UNARY, pb.FleetRequest, pb.FleetReply
@@ -80,6 +96,23 @@ class SchedulerService:
         self._links.verified(request.replica_id, request.epoch, request.link_token)
         self._registry.release(request.replica_id, request.epoch)
         await stream.send_message(pb.LeaveReply())
+
+    async def explain(self, stream: ServerStream) -> None:
+        """Where a request would go, and why; raises `InvalidArgument` for a need that can't be."""
+        request: pb.ExplainRequest = await stream.recv_message()
+        need = Capability(request.name, attributes_of(request.attributes))
+        hints = Hints(
+            budget=_budget(request.budget_seconds),
+            session=session_key(request.session) if request.session else None,
+        )
+        explanation = self._router.explain(need, hints, trio.current_time())
+        outcome = explanation.outcome
+        reply = pb.ExplainReply(
+            reasons=explanation.words().splitlines(), json=json.dumps(explanation.to_json())
+        )
+        if isinstance(outcome, Decision):
+            reply.replica_id, reply.capability = outcome.replica, str(outcome.capability)
+        await stream.send_message(reply)
 
     async def fleet(self, stream: ServerStream) -> None:
         """The fleet as it is now."""
@@ -120,6 +153,13 @@ class SchedulerService:
             heard = self._registry.report(link.replica_id, link.epoch, report, trio.current_time())
             answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
             await stream.send_message(pb.ToReplica(heard=answer))
+
+
+def _budget(seconds: float) -> float:
+    """Seconds until a deadline, where 0 is none."""
+    if not 0 <= seconds < math.inf:
+        raise InvalidArgument(f"budget_seconds is {seconds}, not a number of 0 or more")
+    return seconds or math.inf
 
 
 def _granted(grant: Grant) -> pb.Granted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from anyserve_scheduler.keeper import LeaseKeeper
 from anyserve_scheduler.links import Links
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.registry import MemoryRegistry
+from anyserve_scheduler.routing import PREFIX, Router
 from anyserve_scheduler.service import SchedulerService
 from anyserve_scheduler.watched import WatchedRegistry
 
@@ -139,7 +141,9 @@ class Desk:
         self._started += 1
         self.registry = WatchedRegistry(MemoryRegistry(self.terms, next_epoch=1000 * self._started))
         self.links = Links(self.registry)
-        self.service = SchedulerService(self.registry, self.links, self.terms)
+        router = Router(PREFIX, random.Random(1))
+        self.registry.follow(router.follow)
+        self.service = SchedulerService(self.registry, self.links, router, self.terms)
         keeper = LeaseKeeper(self.registry, self.terms)
         tree = Tree("scheduler", Supervisor([ChildSpec("leases", lambda: keeper)]))
         self.nursery.start_soon(_keep, tree)

@@ -109,7 +109,12 @@ def _session(head: InferRequestHead) -> str | None:
     if sequence:
         return f"sequence {sequence}"
     session = head.parameters.get(SESSION)
-    return f"session {session}" if session else None
+    return session_key(str(session)) if session else None
+
+
+def session_key(session: str) -> str:
+    """What routing knows a session by."""
+    return f"session {session}"
 
 
 def _blocks(raw: Sequence[memoryview]) -> tuple[bytes, ...]:
