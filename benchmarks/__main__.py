@@ -14,6 +14,10 @@ from benchmarks import (
     handover,
     memory,
     profile,
+    scheduler_gateway,
+    scheduler_registrations,
+    scheduler_registry,
+    scheduler_routing,
     servers,
     streams,
     tensors,
@@ -32,6 +36,10 @@ _BENCHMARKS: dict[str, Callable[[int], None]] = {
     "handover": handover.run,
     "decode": decode.run,
     "peers": comparison.run,
+    "scheduler_registry": lambda rounds: scheduler_registry.run(),
+    "scheduler_routing": lambda rounds: scheduler_routing.run(),
+    "scheduler_registrations": lambda rounds: scheduler_registrations.run(),
+    "scheduler_gateway": scheduler_gateway.run,
 }
 
 
