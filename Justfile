@@ -15,6 +15,14 @@ run *OPTIONS:
 run-node TARGET *OPTIONS:
     uv run python -m anyserve.replica --app {{TARGET}} {{OPTIONS}}
 
+# Route a fleet's requests, on 127.0.0.1:8000
+run-scheduler *OPTIONS:
+    uv run python -m anyserve_scheduler {{OPTIONS}}
+
+# Simulate a fleet
+simulate SCENARIO="examples/scenarios/faults.toml" *OPTIONS:
+    uv run python -m anyserve_scheduler.simulate {{SCENARIO}} {{OPTIONS}}
+
 # Run the tests
 test *OPTIONS:
     uv run pytest {{OPTIONS}}
