@@ -31,7 +31,6 @@ _JOIN_TIMEOUT = 10.0
 def run(rounds: int = ROUNDS) -> None:
     """Print the tables: the scheduler's own CPU time beside that of whole servers."""
     h2load.check_installed()
-    servers.take_load_core()
     request = echo_request(FLOATS)
     with front_door(*servers.ECHO) as door, servers.grpc_aio() as other:
         await_echo(door, request)
@@ -82,4 +81,5 @@ def front_door(*options: str) -> Iterator[Server]:
 
 
 if __name__ == "__main__":
+    servers.take_load_core()
     run()
