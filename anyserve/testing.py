@@ -20,6 +20,7 @@ from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.local import LocalExecutor
 from anyserve.replica.pool import State
+from anyserve.replica.replies import Replies
 from anyserve.replica.sequences import sequence_of
 
 
@@ -65,7 +66,7 @@ class TestClient:
             deadline=trio.current_effective_deadline(),
             sequence=sequence_of(head.parameters) if offer.sequence else None,
         )
-        async with self._dispatcher.execute(call) as execution:
+        async with Replies(self._dispatcher, call) as execution:
             while (reply := await execution.receive()) is not None:
                 message = b"".join(reply.pieces)
                 reply.release()

@@ -22,6 +22,7 @@ from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.group import AppSpec
 from anyserve.replica.replica import Replica, ReplicaConfig
+from anyserve.replica.replies import Replies
 from anyserve.replica.repository import Plan
 from benchmarks import proc
 from benchmarks.tables import number, table
@@ -94,7 +95,7 @@ class _Calls:
 
     async def __call__(self) -> None:
         for _ in range(CALLS):
-            async with self._dispatcher.execute(self._call) as execution:
+            async with Replies(self._dispatcher, self._call) as execution:
                 while (reply := await execution.receive()) is not None:
                     reply.release()
 

@@ -12,9 +12,8 @@ from anyserve.capability import Capability, explain_absence, satisfying
 from anyserve.errors import NotFound, Unavailable, elsewhere
 from anyserve.offers import Offer
 from anyserve.replica.deadlines import Deadlines
-from anyserve.replica.exchange import Call, Calls, Executor
+from anyserve.replica.exchange import Calls, Executor
 from anyserve.replica.pool import Pool, State
-from anyserve.replica.replies import Replies
 from anyserve.replica.sequences import Sequences
 
 
@@ -145,10 +144,6 @@ class Dispatcher(Actor[None]):
         ]
 
     # What is asked.
-
-    def execute(self, call: Call) -> Replies:
-        """Run `call` for a task that awaits its replies: an async context manager."""
-        return Replies(self, call)
 
     def sequences(self, name: str) -> Sequences:
         """The open sequences of a capability that has a worker."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import trio
 
 from anyserve.errors import AnyServeError
+from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Reply
 from anyserve.replica.execution import Execution
 from anyserve.waiting import Waiter
-
-if TYPE_CHECKING:
-    from anyserve.replica.dispatcher import Dispatcher
 
 
 class Replies:

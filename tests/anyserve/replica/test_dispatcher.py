@@ -30,6 +30,7 @@ from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
 from anyserve.replica.execution import Execution
 from anyserve.replica.pool import State
+from anyserve.replica.replies import Replies
 from anyserve.replica.statistics import Outcome
 
 
@@ -108,7 +109,7 @@ def a_call(request_id: str = "", **fields: Any) -> Call:
 async def consume(dispatcher: Dispatcher, call: Call, results: list[Any] | None = None) -> None:
     """Run a call to its end and note how it ended."""
     try:
-        async with dispatcher.execute(call) as execution:
+        async with Replies(dispatcher, call) as execution:
             replies = 0
             while await execution.receive() is not None:
                 replies += 1
@@ -293,7 +294,7 @@ async def test_a_lost_worker_ends_its_calls_and_those_that_wait_for_it() -> None
     assert all(isinstance(error, Unavailable) for _, error in results)
     assert all("SIGKILL" in error.message for _, error in results)
     with pytest.raises(Unavailable, match="SIGKILL"):
-        async with dispatcher.execute(a_call("c")):
+        async with Replies(dispatcher, a_call("c")):
             pass
 
 
@@ -367,7 +368,7 @@ async def test_metadata_of_a_name_is_of_the_pool_that_its_requests_go_to() -> No
 async def test_an_unknown_capability_is_not_found_and_the_message_names_what_there_is() -> None:
     dispatcher = serving(ManualExecutor())
     with pytest.raises(NotFound, match="there is: echo"):
-        async with dispatcher.execute(Call(Capability("speech"), b"")):
+        async with Replies(dispatcher, Call(Capability("speech"), b"")):
             pass
 
 
@@ -387,7 +388,7 @@ async def test_draining_refuses_new_calls_and_waits_for_those_in_flight() -> Non
         await trio.testing.wait_all_tasks_blocked()
         assert not drained.is_set()
         with pytest.raises(Unavailable, match="draining"):
-            async with dispatcher.execute(a_call("b")):
+            async with Replies(dispatcher, a_call("b")):
                 pass
         executor.exchanges[0].end()
     assert drained.is_set()
@@ -423,7 +424,7 @@ async def test_a_sequence_stays_on_its_worker_and_runs_one_request_at_a_time() -
             assert one.order == expected
         await finish(one)
     with pytest.raises(InvalidArgument, match="not open"):
-        async with dispatcher.execute(in_sequence("late")):
+        async with Replies(dispatcher, in_sequence("late")):
             pass
 
 
@@ -437,7 +438,7 @@ async def test_a_sequence_that_is_idle_for_too_long_is_over(
         await finish(executor)
     mock_clock.jump(11)
     with pytest.raises(InvalidArgument, match="idle"):
-        async with dispatcher.execute(in_sequence("b")):
+        async with Replies(dispatcher, in_sequence("b")):
             pass
 
 
@@ -450,7 +451,7 @@ async def test_a_sequence_whose_worker_is_gone_is_lost_and_may_start_again() -> 
         dispatcher.worker_down(one, "it died")
         one.lost("it died")
         with pytest.raises(Unavailable, match="gone"):
-            async with dispatcher.execute(in_sequence("b")):
+            async with Replies(dispatcher, in_sequence("b")):
                 pass
         nursery.start_soon(consume, dispatcher, in_sequence("c", start=True, end=True))
         await finish(two)
