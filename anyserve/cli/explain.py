@@ -12,7 +12,7 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve.capability import Attribute
 from anyserve.cli.arguments import complain, place, say, seconds
 from anyserve.errors import AnyServeError, Unavailable, innermost
-from anyserve.replica.reports import attribute_message
+from anyserve.replica.reports import attribute_messages
 from anyserve.transport.trio_client import open_channel
 
 _EXPLAIN = "/anyserve.v1.Scheduler/Explain"
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 async def _ask(options: argparse.Namespace) -> pb.ExplainReply:
     request = pb.ExplainRequest(
         name=options.capability,
-        attributes={name: attribute_message(value) for name, value in options.attributes},
+        attributes=attribute_messages(dict(options.attributes)),
         budget_seconds=options.within,
         session=options.session,
     )

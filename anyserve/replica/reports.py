@@ -88,7 +88,7 @@ def _offer(now: Standing, name: str) -> pb.Offer:
     offer = now.offers[name]
     return pb.Offer(
         name=name,
-        attributes={k: attribute_message(v) for k, v in offer.capability.attributes.items()},
+        attributes=attribute_messages(offer.capability.attributes),
         version=offer.version,
         usage=_message(now.loads[name]),
         queue_limit=offer.queue,
@@ -96,8 +96,12 @@ def _offer(now: Standing, name: str) -> pb.Offer:
     )
 
 
-def attribute_message(value: Attribute) -> pb.Attribute:
-    """An attribute of a capability."""
+def attribute_messages(attributes: Mapping[str, Attribute]) -> dict[str, pb.Attribute]:
+    """The attributes of a capability, by name."""
+    return {name: _attribute(value) for name, value in attributes.items()}
+
+
+def _attribute(value: Attribute) -> pb.Attribute:
     match value:
         case bool():
             return pb.Attribute(flag=value)

@@ -90,12 +90,7 @@ class InferenceService:
             "TraceSetting": settings.trace,
             "LogSettings": settings.log,
         }
-        methods = {name: unary_method(name, method) for name, method in simple.items()}
-        methods["ModelInfer"] = Handler(Callback(self.infer), Cardinality.UNARY_UNARY, bytes, bytes)
-        methods["ModelStreamInfer"] = Handler(
-            self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
-        )
-        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        return kserve_mapping(simple, self.infer, self.stream_infer)
 
     # Inference.
 
@@ -216,7 +211,22 @@ def model_name(request: Any) -> str:
     return check_name(request.model_name or request.repository_name)
 
 
-def unary_method(name: str, method: Method) -> Handler:
+def kserve_mapping(
+    simple: Mapping[str, Method],
+    infer: Callable[[UnaryCall, bytes], None],
+    stream_infer: Callable[[ServerStream], Awaitable[None]],
+) -> Mapping[str, Handler]:
+    """The methods of the service by their paths, in the form of grpclib services.
+
+    simple: those of one request and one reply, by name. The messages of the others stay bytes.
+    """
+    methods = {name: _unary(name, method) for name, method in simple.items()}
+    methods["ModelInfer"] = Handler(Callback(infer), Cardinality.UNARY_UNARY, bytes, bytes)
+    methods["ModelStreamInfer"] = Handler(stream_infer, Cardinality.STREAM_STREAM, bytes, bytes)
+    return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+
+def _unary(name: str, method: Method) -> Handler:
     """A method of one request and one reply, whose types are called after it."""
 
     async def handle(stream: ServerStream) -> None:

@@ -136,8 +136,7 @@ class StreamedInference:
 
     def ends_with(self, error: AnyServeError | None) -> bool:
         """Whether the whole call ends by what a request ended with, and its status says so."""
-        late = isinstance(error, DeadlineExceeded)
-        return late and trio.current_time() >= self._stream.deadline
+        return ends_call(error, self._stream)
 
     def answered(self) -> None:
         """Send the answers whose turn it is."""
@@ -368,6 +367,11 @@ def _empty_final(accepted: Accepted) -> bytes:
         model_name=offer.name, model_version=offer.version, id=accepted.head.id
     )
     return bytes(response) + _IS_FINAL
+
+
+def ends_call(error: AnyServeError | None, stream: ServerStream) -> bool:
+    """Whether a whole call ends by what one of its requests did, and its status says so."""
+    return isinstance(error, DeadlineExceeded) and trio.current_time() >= stream.deadline
 
 
 def stream_error(error: AnyServeError, identity: str) -> bytes:

@@ -6,7 +6,7 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.capability import Attribute, Capability
 from anyserve.errors import InvalidArgument
-from anyserve.replica.reports import attribute_message
+from anyserve.replica.reports import attribute_messages
 from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
 from anyserve_scheduler.links import Link
 from anyserve_scheduler.registration import Registration, Report
@@ -95,7 +95,7 @@ def _offer(offer: OfferView) -> pb.Offer:
     load = offer.load
     return pb.Offer(
         name=offer.capability.name,
-        attributes={k: attribute_message(v) for k, v in offer.capability.attributes.items()},
+        attributes=attribute_messages(offer.capability.attributes),
         version=offer.version,
         usage=pb.Load(
             running=load.running,

@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import trio
 from anyserve_protos import inference as pb
-from grpclib.const import Cardinality, Handler
+from grpclib.const import Handler
 
 from anyserve import __version__
 from anyserve.capability import Capability, check_name
 from anyserve.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from anyserve.replica.inference import check_version
-from anyserve.replica.service import EXTENSIONS, SERVICE, model_name, unary_method
+from anyserve.replica.service import EXTENSIONS, kserve_mapping, model_name
 from anyserve.replica.settings import Settings
-from anyserve.transport.callback import Callback, UnaryCall
+from anyserve.transport.callback import UnaryCall
 from anyserve.transport.rpc import ServerStream
 from anyserve_scheduler.fleet import ReplicaState, ReplicaView
 from anyserve_scheduler.gateway.asking import Said, ask, ask_all
@@ -69,12 +69,7 @@ class GatewayService:
             "TraceSetting": self._settings.trace,
             "LogSettings": self._settings.log,
         }
-        methods = {name: unary_method(name, method) for name, method in simple.items()}
-        methods["ModelInfer"] = Handler(Callback(self.infer), Cardinality.UNARY_UNARY, bytes, bytes)
-        methods["ModelStreamInfer"] = Handler(
-            self.stream_infer, Cardinality.STREAM_STREAM, bytes, bytes
-        )
-        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        return kserve_mapping(simple, self.infer, self.stream_infer)
 
     # Inference.
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import trio
 
-from anyserve.errors import AnyServeError, DeadlineExceeded, Internal
+from anyserve.errors import AnyServeError, Internal
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
-from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, stream_error
+from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, ends_call, stream_error
 from anyserve.transport.rpc import ServerStream
 from anyserve.waiting import Waiter
 from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
@@ -79,8 +79,7 @@ class ForwardedStream:
 
     def ends_with(self, error: AnyServeError) -> bool:
         """Whether the whole call ends by what a request ended with, and its status says so."""
-        late = isinstance(error, DeadlineExceeded)
-        return late and trio.current_time() >= self._stream.deadline
+        return ends_call(error, self._stream)
 
     def _begin(self, body: bytes) -> None:
         request = _Request(self)

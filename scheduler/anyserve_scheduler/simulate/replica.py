@@ -23,7 +23,7 @@ from anyserve.replica.execution import Execution
 from anyserve.replica.handback import Handback, request_need
 from anyserve.replica.inference import scan
 from anyserve.replica.pool import State
-from anyserve.replica.reports import Standing, attribute_message, standing
+from anyserve.replica.reports import Standing, attribute_messages, standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.replica.unary import hand_back
 from anyserve.transport.callback import UnaryCall
@@ -102,10 +102,7 @@ class Process:
         return {
             name: pb.Offer(
                 name=name,
-                attributes={
-                    key: attribute_message(value)
-                    for key, value in spec.capability.attributes.items()
-                },
+                attributes=attribute_messages(spec.capability.attributes),
                 version="1",
                 queue_limit=spec.queue,
                 loadable=True,
