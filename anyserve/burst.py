@@ -19,6 +19,10 @@ import trio
 _log = logging.getLogger("anyserve")
 
 
+def nothing() -> None:
+    """What is called where there is nothing to do."""
+
+
 class Outlet(Protocol):
     """Something that gathers output."""
 
@@ -117,11 +121,7 @@ class _Turn(trio.abc.Instrument):
             state.woken = True
         if state.woken:
             # Trio has seen no task to run, and may wait for long.
-            trio.lowlevel.current_trio_token().run_sync_soon(_nothing, idempotent=True)
-
-
-def _nothing() -> None:
-    pass
+            trio.lowlevel.current_trio_token().run_sync_soon(nothing, idempotent=True)
 
 
 @contextmanager

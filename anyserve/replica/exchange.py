@@ -9,15 +9,12 @@ from typing import Any, Protocol
 
 import attrs
 
+from anyserve.burst import nothing
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.link.frames import Buffer
 from anyserve.messages import Sequence as SequenceInfo
 from anyserve.offers import Offer
-
-
-def nothing() -> None:
-    """What is called where there is nothing to do."""
 
 
 @attrs.define

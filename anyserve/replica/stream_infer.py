@@ -16,7 +16,7 @@ from anyserve_protos.inference import (
     ModelStreamInferResponse,
 )
 
-from anyserve.burst import defer
+from anyserve.burst import nothing
 from anyserve.errors import (
     AnyServeError,
     DeadlineExceeded,
@@ -25,10 +25,11 @@ from anyserve.errors import (
     elsewhere,
 )
 from anyserve.link.frames import Buffer
-from anyserve.replica.exchange import Reply, nothing
+from anyserve.replica.exchange import Reply
 from anyserve.replica.handback import MODEL_STREAM_INFER, Relay
 from anyserve.replica.inference import Accepted, Inference, scan
 from anyserve.replica.unary import UnaryInference
+from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import Metadata, ServerStream
 from anyserve.waiting import Waiter
 
@@ -42,8 +43,8 @@ FINAL = "triton_final_response"
 
 _METHOD = "ModelStreamInfer"
 _BATCH = 16
-"""Messages that are sent in one piece, where they are due at once and small; and requests that
-are read before others have a turn."""
+"""Requests that are read before others have a turn, and relayed messages that may be unsent before
+more are taken."""
 
 
 def _flag(value: bool) -> bytes:
@@ -68,11 +69,8 @@ class StreamedInference:
         self._stream = stream
         self._running: set[_Request] = set()
         self._in_order: deque[_Ordered] = deque()
-        self._outbox: deque[tuple[Sequence[Buffer], Callable[[], None]]] = deque()
-        self._sending = False
-        """Whether the sender has what is due, since there was no room."""
-        self._sender = Waiter()
         self._progress = Waiter()
+        self._outbox = Outbox(stream, self._progress.wake)
         self._requests = 0
         """That were read."""
         self._handed_back: tuple[AnyServeError, InferRequestHead | None] | None = None
@@ -87,7 +85,7 @@ class StreamedInference:
         """
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_waiting)
+                nursery.start_soon(self._outbox.run)
                 with self._inference.accepting() as scope:
                     for number in itertools.count(1):
                         body = await self._stream.recv_message()
@@ -98,7 +96,7 @@ class StreamedInference:
                             await trio.lowlevel.checkpoint()
                         while len(self._running) + len(self._outbox) >= IN_FLIGHT_LIMIT:
                             await self._progress.wait()
-                while self._running or self._outbox or self._sending:
+                while self._running or self._outbox or self._outbox.behind:
                     await self._progress.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -106,8 +104,7 @@ class StreamedInference:
                 request.cancel()
             self._running.clear()
             self._in_order.clear()
-            while self._outbox:
-                self._outbox.popleft()[1]()
+            self._outbox.drop()
         if scope.cancelled_caught:
             draining = elsewhere(Unavailable("the replica is draining"))
             if self._requests or not self._hand_back(draining, None):
@@ -117,22 +114,7 @@ class StreamedInference:
 
     def emit(self, message: Sequence[Buffer], sent: Callable[[], None] = nothing) -> None:
         """Send a message of these pieces after those before it; `sent` is called when it is."""
-        self._outbox.append((message, sent))
-        if not self._sending and not defer(self):
-            self.settle()
-
-    def settle(self) -> None:
-        """See `Outlet`; the sender does what there is no room for."""
-        outbox = self._outbox
-        while outbox and not self._sending:
-            batch = [message for message, _ in itertools.islice(outbox, _BATCH)]
-            if not self._stream.send_messages_now(batch):
-                self._sending = True
-                self._sender.wake()
-                return
-            for _ in batch:
-                outbox.popleft()[1]()
-        self._progress.wake()
+        self._outbox.put(message, sent)
 
     def ends_with(self, error: AnyServeError | None) -> bool:
         """Whether the whole call ends by what a request ended with, and its status says so."""
@@ -217,20 +199,6 @@ class StreamedInference:
         self._running.add(request)
         self._in_order.append(request)
         return request
-
-    async def _send_waiting(self) -> None:
-        """Send what there was no room for, as the client reads."""
-        while True:
-            while not self._sending:
-                await self._sender.wait()
-            while self._outbox:
-                message, sent = self._outbox.popleft()
-                try:
-                    await self._stream.send_message(message)
-                finally:
-                    sent()
-            self._sending = False
-            self._progress.wake()
 
 
 class _Ordered:

@@ -12,12 +12,9 @@ from typing import Protocol
 
 import trio
 
+from anyserve.burst import nothing
 from anyserve.errors import AnyServeError
 from anyserve.transport.rpc import Buffer, MetadataLike, ServerStream
-
-
-def nothing() -> None:
-    """What is called where there is nothing to do."""
 
 
 class UnaryCall(Protocol):

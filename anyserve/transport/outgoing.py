@@ -14,6 +14,7 @@ from typing import Protocol
 import trio
 from multidict import MultiDict
 
+from anyserve.burst import nothing
 from anyserve.errors import AnyServeError, Internal
 from anyserve.transport import headers as h
 from anyserve.transport.channel import ClientWire
@@ -58,10 +59,6 @@ class Answers(Protocol):
         metadata: that of its trailers. `NotTaken`: the server has not begun the call.
         """
         ...
-
-
-def nothing() -> None:
-    """What is called where nobody listens."""
 
 
 class Outgoing:

@@ -10,14 +10,14 @@ from functools import partial
 
 import trio
 
-from anyserve.burst import woke
+from anyserve.burst import nothing, woke
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.transport import channel, http2
 from anyserve.transport.address import Address, TcpAddress, parse_address
 from anyserve.transport.channel import ClientConnection
 from anyserve.transport.framing import pack
 from anyserve.transport.headers import TIMEOUT, Headers, encode_timeout
-from anyserve.transport.outgoing import Answers, Outgoing, call_headers, nothing
+from anyserve.transport.outgoing import Answers, Outgoing, call_headers
 from anyserve.transport.rpc import Buffer, Limits
 from anyserve.transport.trio_connection import READ_BUFFER, Connection
 from anyserve.transport.trio_stream import Stream

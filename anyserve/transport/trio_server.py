@@ -11,12 +11,13 @@ import attrs
 import trio
 from grpclib.const import Handler as Method
 
+from anyserve.burst import nothing
 from anyserve.errors import AnyServeError, Status
 from anyserve.transport import headers as h
 from anyserve.transport import http2
 from anyserve.transport.address import Address
 from anyserve.transport.call import run_call, status_of
-from anyserve.transport.callback import Callback, nothing
+from anyserve.transport.callback import Callback
 from anyserve.transport.framing import only_message, pack
 from anyserve.transport.http2 import RawHeaders
 from anyserve.transport.rpc import Buffer, Limits, MetadataLike, ServerStream, Service

@@ -11,11 +11,11 @@ from anyserve.errors import AnyServeError, Internal
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
 from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, ends_call, stream_error
+from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import ServerStream
 from anyserve.waiting import Waiter
 from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
 from anyserve_scheduler.gateway.incoming import incoming
-from anyserve_scheduler.gateway.outbox import Outbox
 
 
 class ForwardedStream:
@@ -32,7 +32,7 @@ class ForwardedStream:
         self._metadata = tuple(stream.metadata.items())
         self._running: set[_Request] = set()
         self._in_order: deque[_Request] = deque()
-        self._outbox = Outbox(stream, self._hold, self._sent)
+        self._outbox = Outbox(stream, self._sent, self._hold)
         self._full = False
         """Whether the next request is not read before there is room for it."""
         self._progress = Waiter()
@@ -64,7 +64,7 @@ class ForwardedStream:
     def emit(self, messages: Sequence[bytes]) -> None:
         """Send answers after those before them."""
         for message in messages:
-            self._outbox.put(message)
+            self._outbox.put((message,))
 
     def ended(self, request: _Request) -> None:
         """A request has all its answers; those that were behind it have their turn."""

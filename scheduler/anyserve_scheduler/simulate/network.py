@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import attrs
 from multidict import MultiDict
 
+from anyserve.burst import nothing
 from anyserve.errors import AnyServeError
 from anyserve.transport.outgoing import Answers
 from anyserve.transport.rpc import Buffer, MetadataLike
@@ -19,10 +20,6 @@ from anyserve_scheduler.simulate.loop import Loop
 SCHEDULER = "the scheduler"
 CLIENTS = "clients"
 """Whoever is neither this nor the scheduler is a replica."""
-
-
-def nothing() -> None:
-    """What is called where there is nothing to do."""
 
 
 class Node(Protocol):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from anyserve.burst import defer
-from anyserve.transport.rpc import ServerStream
+from anyserve.burst import defer, nothing
+from anyserve.transport.rpc import Buffer, ServerStream
 from anyserve.waiting import Waiter
 
 _BATCH = 16
@@ -17,26 +18,29 @@ class Outbox:
     """Messages of one stream, in their order."""
 
     def __init__(
-        self, stream: ServerStream, on_behind: Callable[[bool], None], on_sent: Callable[[], None]
+        self,
+        stream: ServerStream,
+        on_sent: Callable[[], None],
+        on_behind: Callable[[bool], None] = lambda behind: None,
     ) -> None:
-        """on_behind: called when messages begin to wait for the client, and when none do any more.
+        """on_sent: called when nothing is left to be sent.
 
-        on_sent: called when nothing is left to be sent.
+        on_behind: called when messages begin to wait for the client, and when none do any more.
         """
         self.behind = False
         """Whether messages wait for the client to read."""
         self._stream = stream
-        self._on_behind = on_behind
         self._on_sent = on_sent
-        self._messages: deque[bytes] = deque()
+        self._on_behind = on_behind
+        self._messages: deque[tuple[Sequence[Buffer], Callable[[], None]]] = deque()
         self._sender = Waiter()
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: bytes) -> None:
-        """Send a message after those before it."""
-        self._messages.append(message)
+    def put(self, message: Sequence[Buffer], sent: Callable[[], None] = nothing) -> None:
+        """Send a message of these pieces after those before it; `sent` is called when it is."""
+        self._messages.append((message, sent))
         if not self.behind and not defer(self):
             self.settle()
 
@@ -44,13 +48,14 @@ class Outbox:
         """See `Outlet`; `run` does what there is no room for."""
         messages = self._messages
         while messages and not self.behind:
-            batch = [messages.popleft() for _ in range(min(_BATCH, len(messages)))]
+            batch = [message for message, _ in itertools.islice(messages, _BATCH)]
             if not self._stream.send_messages_now(batch):
-                messages.extendleft(reversed(batch))
                 self.behind = True
                 self._sender.wake()
                 self._on_behind(True)
                 return
+            for _ in batch:
+                messages.popleft()[1]()
         if not self.behind:
             self._on_sent()
 
@@ -60,7 +65,16 @@ class Outbox:
             while not self.behind:
                 await self._sender.wait()
             while self._messages:
-                await self._stream.send_message(self._messages.popleft())
+                message, sent = self._messages.popleft()
+                try:
+                    await self._stream.send_message(message)
+                finally:
+                    sent()
             self.behind = False
             self._on_behind(False)
             self._on_sent()
+
+    def drop(self) -> None:
+        """Send nothing of what is left."""
+        while self._messages:
+            self._messages.popleft()[1]()
