@@ -428,6 +428,24 @@ async def test_a_sequence_stays_on_its_worker_and_runs_one_request_at_a_time() -
             pass
 
 
+async def test_the_turn_of_a_cancelled_request_is_over_when_its_handler_has_ended() -> None:
+    executor = ManualExecutor()
+    dispatcher = serving(executor, sequence=True, concurrency=2)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(consume, dispatcher, in_sequence("a", start=True))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(consume, dispatcher, in_sequence("b"))
+            await trio.testing.wait_all_tasks_blocked()
+            inner.cancel_scope.cancel()
+        assert executor.cancelled == [0]
+        await trio.testing.wait_all_tasks_blocked()
+        assert executor.order == ["a"]
+        executor.exchanges[0].end()
+        assert executor.order == ["a", "b"]
+        await finish(executor)
+
+
 async def test_a_sequence_that_is_idle_for_too_long_is_over(
     mock_clock: trio.testing.MockClock,
 ) -> None:

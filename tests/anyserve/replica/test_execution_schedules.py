@@ -7,7 +7,7 @@ the dispatcher holds is counted against what it should hold.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -291,11 +291,12 @@ class World:
                 assert not self.by_execution[ticket.waiting].over
                 seats = pool.seats if ticket.pinned is None else [ticket.pinned]
                 assert all(seat.running >= seat.slots for seat in seats)
-        sequences: dict[Any, list[Client]] = defaultdict(list)
-        for client in live:
-            if client.execution._open is not None:
-                sequences[client.execution._open].append(client)
-        behind_others = sum(len(clients) - 1 for clients in sequences.values())
+        # A request that was cancelled has its turn until its handler has ended.
+        sequences: dict[Any, int] = Counter()
+        for execution in {client.execution for client in live} | served:
+            if execution._open is not None:
+                sequences[execution._open] += 1
+        behind_others = sum(requests - 1 for requests in sequences.values())
         assert waiting + behind_others == sum(c.execution not in served for c in live)
         assert dispatcher.in_flight == len(live)
         assert len(dispatcher.deadlines) == sum(c.call.deadline < math.inf for c in live)
