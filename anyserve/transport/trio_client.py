@@ -19,7 +19,7 @@ from anyserve.transport.framing import pack
 from anyserve.transport.headers import TIMEOUT, Headers, encode_timeout
 from anyserve.transport.outgoing import Answers, Outgoing, call_headers
 from anyserve.transport.rpc import Buffer, Limits
-from anyserve.transport.trio_connection import READ_BUFFER, Connection
+from anyserve.transport.trio_connection import Connection
 from anyserve.transport.trio_stream import Stream
 from anyserve.transport.wire import NotTaken
 
@@ -76,8 +76,8 @@ class _Wire(Stream):
 class _Connection(Connection):
     """One connection of a channel with its calls."""
 
-    def __init__(self, sock: socket.socket, buffer: memoryview) -> None:
-        super().__init__(sock, buffer, client=True, max_streams=0)
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, client=True, max_streams=0)
         self.usable = True
         """Whether it takes new calls."""
         self._allowed: float = math.inf
@@ -186,7 +186,6 @@ class Channel(channel.Channel):
     def __init__(self, address: Address, limits: Limits, connections: trio.Nursery) -> None:
         super().__init__(address, limits)
         self._connections = connections
-        self._buffer = memoryview(bytearray(READ_BUFFER))
 
     async def connect(self) -> ClientConnection:
         """See `channel.Channel`."""
@@ -200,7 +199,7 @@ class Channel(channel.Channel):
             cause = error.__cause__
             raise (cause if isinstance(cause, OSError) else error) from None
         sock = socket.socket(fileno=stream.socket.detach())
-        connection = _Connection(sock, self._buffer)
+        connection = _Connection(sock)
         self._connections.start_soon(connection.run)
         try:
             await connection.greeted()

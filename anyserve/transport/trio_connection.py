@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,7 +27,7 @@ from anyserve.transport.trio_stream import Stream
 from anyserve.transport.wire import ErrorCode, error_of_reset
 from anyserve.waiting import Waiter
 
-READ_BUFFER = 256 * 1024
+_READ_BUFFER = 256 * 1024
 _FEED = 64 * 1024
 """Bytes parsed at once; small enough that a flood is seen before it has cost much."""
 _MANY_EVENTS = 64
@@ -45,13 +46,21 @@ _INITIAL_WINDOW = 4
 _log = logging.getLogger("anyserve.transport")
 
 
+class _Thread(threading.local):
+    """What all connections of a thread share."""
+
+    def __init__(self) -> None:
+        # It is written and read out again with no turn of the loop in between.
+        self.buffer = memoryview(bytearray(_READ_BUFFER))
+
+
+_thread = _Thread()
+
+
 class Connection:
     """What servers and clients have in common; owns the socket."""
 
-    def __init__(
-        self, sock: socket.socket, buffer: memoryview, *, client: bool, max_streams: int
-    ) -> None:
-        """`buffer` is for reading; connections of one thread share it, for it keeps nothing."""
+    def __init__(self, sock: socket.socket, *, client: bool, max_streams: int) -> None:
         sock.setblocking(False)
         with suppress(OSError):
             # A peer that has gone again already; reading will tell.
@@ -63,7 +72,6 @@ class Connection:
         self.ended: str | None = None
         """Why nothing can be sent or received any more."""
         self._sock = sock
-        self._buffer = buffer
         self._reading = trio.CancelScope()
         self._writer = Waiter()
         self._output_due = True
@@ -90,11 +98,12 @@ class Connection:
     async def read(self) -> None:
         """Hand on what the peer sends, until the connection ends; the caller bounds it."""
         self._reading.deadline = trio.current_time() + _GREETING
+        buffer = _thread.buffer
         with self._reading:
             while True:
                 await trio.lowlevel.wait_readable(self._sock)
                 try:
-                    size = self._sock.recv_into(self._buffer)
+                    size = self._sock.recv_into(buffer)
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -103,7 +112,7 @@ class Connection:
                 if not size:
                     self.end("connection closed")
                     return
-                await self._feed_all(self._buffer[:size])
+                await self._feed_all(buffer[:size])
         if self.ended is None:
             self.end("it does not speak HTTP/2")
 

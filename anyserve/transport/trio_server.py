@@ -22,7 +22,7 @@ from anyserve.transport.framing import only_message, pack
 from anyserve.transport.http2 import RawHeaders
 from anyserve.transport.rpc import Buffer, Limits, MetadataLike, ServerStream, Service
 from anyserve.transport.server import CLOSE_GRACE, Server, serve_connections
-from anyserve.transport.trio_connection import READ_BUFFER, Connection
+from anyserve.transport.trio_connection import Connection
 from anyserve.transport.trio_stream import Stream
 from anyserve.transport.wire import ErrorCode
 
@@ -142,9 +142,9 @@ async def _send(pieces: Sequence[Buffer], stream: ServerStream) -> None:
 class _Connection(Connection):
     """One connection of a server with its calls."""
 
-    def __init__(self, server: Server, sock: socket.socket, buffer: memoryview) -> None:
+    def __init__(self, server: Server, sock: socket.socket) -> None:
         self._max_calls = server.calls.limits.max_streams
-        super().__init__(sock, buffer, client=False, max_streams=self._max_calls)
+        super().__init__(sock, client=False, max_streams=self._max_calls)
         self.without_task: set[_CallWithoutTask] = set()
         """Calls that have begun, not ended, and are no tasks."""
         self._server = server
@@ -293,9 +293,8 @@ async def serve(
     connections. A Unix socket is unlinked at the end. Raises `CannotListen`, before it has
     started, for an address that is taken or not ours.
     """
-    buffer = memoryview(bytearray(READ_BUFFER))
 
     async def run_connection(server: Server, sock: socket.socket) -> None:
-        await _Connection(server, sock, buffer).run()
+        await _Connection(server, sock).run()
 
     await serve_connections(services, address, limits or Limits(), run_connection, task_status)
