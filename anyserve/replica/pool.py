@@ -70,6 +70,12 @@ class Pool:
         self.state = State.UNAVAILABLE
         self.reason = "not loaded"
         """Why it is not ready, in words."""
+        self.on_demand = False
+        """Whether it is loaded and unloaded as the scheduler wants it."""
+        self.failures = 0
+        """Times in a row that it could not be loaded."""
+        self.failure = ""
+        """Why it could not, the last time."""
         self.seats: list[Seat] = []
         self.running = 0
         """Requests that hold a slot, also where their worker is on its way out or gone."""

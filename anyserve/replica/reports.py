@@ -10,7 +10,7 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve.capability import Attribute
 from anyserve.offers import Offer
 from anyserve.replica.policy import expected_wait
-from anyserve.replica.pool import Pool
+from anyserve.replica.pool import Pool, State
 
 _INTEGERS = range(-(1 << 63), 1 << 63)
 
@@ -28,28 +28,54 @@ class Load:
 
 
 @attrs.frozen
+class OnDemand:
+    """How far a capability is that is offered on demand."""
+
+    loaded: bool
+    loading: bool = False
+    failures: int = 0
+    """Times in a row that it could not be loaded."""
+    failure: str = ""
+    """Why it could not, the last time."""
+
+
+@attrs.frozen
 class Standing:
     """What a replica offers at one moment."""
 
     offers: Mapping[str, Offer]
-    """By name, those that a request sent now would find a worker for."""
+    """By name, those that a request sent now would find a worker for, and those on demand."""
     loads: Mapping[str, Load]
-    """Of each of them."""
+    """Of each that is loaded."""
     draining: bool
+    on_demand: Mapping[str, OnDemand] = attrs.field(factory=dict)
+    """Those of the offers that are."""
 
     def differs(self, other: Standing) -> bool:
         """Whether more is different than the load, so that it should be told at once."""
-        return self.draining is not other.draining or self.offers != other.offers
+        return (
+            self.draining is not other.draining
+            or self.offers != other.offers
+            or self.on_demand != other.on_demand
+        )
 
 
 def standing(pools: Iterable[Pool], draining: bool) -> Standing:
     """What the pools offer now."""
-    serving = {pool.offer.name: pool for pool in pools if pool.serving}
-    return Standing(
-        offers={name: pool.offer for name, pool in serving.items()},
-        loads={name: _load(pool) for name, pool in serving.items()},
-        draining=draining,
-    )
+    offers: dict[str, Offer] = {}
+    loads: dict[str, Load] = {}
+    on_demand: dict[str, OnDemand] = {}
+    for pool in pools:
+        name = pool.offer.name
+        if pool.serving:
+            loads[name] = _load(pool)
+        elif not pool.on_demand or pool.state is State.READY:
+            continue  # what is ready without a worker will have one again soon
+        offers[name] = pool.offer
+        if pool.on_demand:
+            loading = pool.state is State.LOADING
+            on_demand[name] = OnDemand(pool.serving, loading, pool.failures, pool.failure)
+    return Standing(offers, loads, draining, on_demand)
 
 
 def _load(pool: Pool) -> Load:
@@ -65,7 +91,11 @@ def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:
         return pb.Report(
             sequence=sequence, full=True, draining=now.draining, offers=all_offers(now)
         )
-    fresh = [name for name, offer in now.offers.items() if told.offers.get(name) != offer]
+    fresh = [
+        name
+        for name, offer in now.offers.items()
+        if told.offers.get(name) != offer or told.on_demand.get(name) != now.on_demand.get(name)
+    ]
     return pb.Report(
         sequence=sequence,
         draining=now.draining,
@@ -80,20 +110,26 @@ def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:
 
 
 def all_offers(now: Standing) -> list[pb.Offer]:
-    """All that the replica offers, with the load of each."""
+    """All that the replica offers, with the load of each that is loaded."""
     return [_offer(now, name) for name in now.offers]
 
 
 def _offer(now: Standing, name: str) -> pb.Offer:
-    offer = now.offers[name]
-    return pb.Offer(
+    offer, load, on_demand = now.offers[name], now.loads.get(name), now.on_demand.get(name)
+    message = pb.Offer(
         name=name,
         attributes=attribute_messages(offer.capability.attributes),
         version=offer.version,
-        usage=_message(now.loads[name]),
+        usage=None if load is None else _message(load),
         queue_limit=offer.queue,
         decoupled=offer.decoupled,
     )
+    if on_demand is not None:
+        message.on_demand = True
+        message.loadable = not on_demand.loaded
+        message.loading = on_demand.loading
+        message.failures, message.failure = on_demand.failures, on_demand.failure
+    return message
 
 
 def attribute_messages(attributes: Mapping[str, Attribute]) -> dict[str, pb.Attribute]:

@@ -92,7 +92,16 @@ def changed_offers(known: Mapping[str, OfferView], report: Report) -> dict[str, 
             raise InvalidArgument(f"loads: {name!r:.300} is not offered")
         load = checked_load(load, name)
         offers[name] = OfferView(
-            old.capability, old.version, load, old.queue_limit, old.decoupled, old.loadable
+            old.capability,
+            old.version,
+            load,
+            old.queue_limit,
+            old.decoupled,
+            old.loadable,
+            old.on_demand,
+            old.loading,
+            old.failures,
+            old.failure,
         )
     return offers
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable
 
 import attrs
 
 from anyserve.capability import Capability
 from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
 
+Process = tuple[str, int]
+"""One process: its replica's id and epoch."""
 Key = tuple[str, int, str]
-"""One offer of one process: its replica's id and epoch, and the capability's name."""
+"""One offer of one process: with the capability's name."""
+
+_MOST_DOUBLINGS = 6
+"""Of the time before a load that has failed is tried again."""
 
 
 @attrs.frozen
@@ -33,9 +37,14 @@ class DemandTerms:
     """Without any request, after which one that is loaded may make room."""
     cooldown: float = 30.0
     """That a replica is left alone after it was asked for something: it loads, and its load
-    becomes known. As long is a capability that was asked for not asked for again."""
+    becomes known. As long is a capability that was asked for not asked for again. Both are over
+    where the replica could not load it, or falls silent."""
     room: int = 1
     """Capabilities on demand that one replica has loaded at once."""
+    loading: float = 300.0
+    """That a load may take before another replica is asked for the capability."""
+    retry: float = 10.0
+    """Before a replica is asked again for what it could not load; doubled with each failure."""
 
 
 class Verb(enum.StrEnum):
@@ -56,12 +65,31 @@ class Action:
     reason: str
 
 
+@attrs.frozen
+class _Asked:
+    """What a process was last asked to load."""
+
+    at: float
+    name: str
+    failures: int
+    """That its offer had then."""
+
+
+@attrs.frozen
+class _Failed:
+    """A load that did not succeed."""
+
+    failures: int
+    at: float
+    """When the scheduler heard of the last one."""
+
+
 @attrs.define
 class Demand:
     """What has been wanted, starved and idle, and since when.
 
-    It holds nothing of replicas that have left: all its tables are of the last fleet it was given,
-    and of capabilities that some replica there could load.
+    It holds nothing of replicas that are silent or have left: all its tables are of the last fleet
+    it was given, and of capabilities that some replica there could load.
     """
 
     terms: DemandTerms = attrs.field(factory=DemandTerms)
@@ -71,12 +99,11 @@ class Demand:
     """Since when one is starved, by name."""
     _idle: dict[Key, float] = attrs.field(init=False, factory=dict)
     """Since when a loaded offer is idle."""
-    _on_demand: set[Key] = attrs.field(init=False, factory=set)
-    """Offers that have been seen not loaded: only they may be unloaded."""
-    _asked: dict[tuple[str, int], float] = attrs.field(init=False, factory=dict)
-    """When a process was last asked for something."""
-    _loading: dict[str, float] = attrs.field(init=False, factory=dict)
-    """When a capability was last asked for, by name."""
+    _loading: dict[Key, float] = attrs.field(init=False, factory=dict)
+    """Since when one is being loaded."""
+    _failed: dict[Key, _Failed] = attrs.field(init=False, factory=dict)
+    _asked: dict[Process, _Asked] = attrs.field(init=False, factory=dict)
+    """Those that are left alone for it."""
 
     def unserved(self, capability: Capability, now: float) -> None:
         """A request came that only `capability` would serve, and that is loaded nowhere.
@@ -88,7 +115,7 @@ class Demand:
     def step(self, fleet: Fleet, now: float) -> list[Action]:
         """What to ask replicas for now; at most one capability each, and each capability once."""
         live = [each for each in fleet.replicas.values() if each.state is ReplicaState.LIVE]
-        self._look(fleet.replicas.values(), live, now)
+        self._look(live, now)
         actions: list[Action] = []
         for name, why in self._needed(now):
             actions += self._load(name, why, live, now)
@@ -96,25 +123,29 @@ class Demand:
 
     # What is the case.
 
-    def _look(self, known: Iterable[ReplicaView], live: list[ReplicaView], now: float) -> None:
+    def _look(self, live: list[ReplicaView], now: float) -> None:
         """Bring the tables up to date; all that is not in the fleet any more leaves them."""
-        epochs = {(view.id, view.epoch) for view in known}
-        self._on_demand = {key for key in self._on_demand if key[:2] in epochs}
-        self._asked = {process: at for process, at in self._asked.items() if process in epochs}
         idle: dict[Key, float] = {}
+        loading: dict[Key, float] = {}
+        failed: dict[Key, _Failed] = {}
         waits: dict[str, float] = {}
         loadable = set()
         for view in live:
             for name, offer in view.offers.items():
                 key = _key(view, name)
                 if offer.loadable:
-                    self._on_demand.add(key)
                     loadable.add(name)
+                    if offer.loading:
+                        loading[key] = self._loading.get(key, now)
+                    if offer.failures:
+                        known = self._failed.get(key)
+                        same = known is not None and known.failures == offer.failures
+                        failed[key] = known if known and same else _Failed(offer.failures, now)
                     continue
                 waits[name] = min(waits.get(name, math.inf), _wait(offer))
                 if not offer.load.running and not offer.load.queued:
                     idle[key] = self._idle.get(key, now)
-        self._idle = idle
+        self._idle, self._loading, self._failed = idle, loading, failed
         self._starved = {
             name: self._starved.get(name, now)
             for name, wait in waits.items()
@@ -125,8 +156,13 @@ class Demand:
             for name, at in self._wanted.items()
             if name in loadable and name not in waits and now - at <= self.terms.wanted
         }
-        self._loading = {
-            name: at for name, at in self._loading.items() if now - at < self.terms.cooldown
+        processes = {_process(view): view for view in live}
+        self._asked = {
+            process: asked
+            for process, asked in self._asked.items()
+            if process in processes
+            and now - asked.at < self.terms.cooldown
+            and not _failed_since(asked, processes[process])
         }
 
     def _needed(self, now: float) -> list[tuple[str, str]]:
@@ -137,7 +173,12 @@ class Demand:
             for name, since in sorted(self._starved.items(), key=lambda each: (each[1], each[0]))
             if now - since >= self.terms.patience
         ]
-        return [each for each in needed if each[0] not in self._loading]
+        coming = {asked.name for asked in self._asked.values()} | {
+            name
+            for (_, _, name), since in self._loading.items()
+            if now - since < self.terms.loading
+        }
+        return [each for each in needed if each[0] not in coming]
 
     # What to do.
 
@@ -146,21 +187,21 @@ class Demand:
         best: tuple[tuple[object, ...], ReplicaView, str | None] | None = None
         for view in live:
             offer = view.offers.get(name)
-            asked = self._asked.get((view.id, view.epoch), -math.inf)
-            if offer is None or not offer.loadable or now - asked < self.terms.cooldown:
+            if offer is None or not offer.loadable or self._left_alone(view, name, now):
                 continue
             full = self._loaded_on_demand(view) >= self.terms.room
             victim = self._victim(view, live, now) if full else None
             if full and victim is None:
                 continue
-            rank = (full, _pressure(view), view.id)
+            rank = (offer.failures, full, _pressure(view), view.id)
             if best is None or rank < best[0]:
                 best = (rank, view, victim)
         if best is None:
             return []
         _, view, victim = best
-        self._asked[view.id, view.epoch] = self._loading[name] = now
-        load = Action(Verb.LOAD, view.id, view.epoch, view.offers[name].capability, why)
+        offer = view.offers[name]
+        self._asked[_process(view)] = _Asked(now, name, offer.failures)
+        load = Action(Verb.LOAD, view.id, view.epoch, offer.capability, why)
         if victim is None:
             return [load]
         # Elsewhere it is not to make room as well, before the fleet shows that it is gone here.
@@ -169,20 +210,27 @@ class Demand:
         gone = view.offers[victim].capability
         return [Action(Verb.UNLOAD, view.id, view.epoch, gone, reason), load]
 
+    def _left_alone(self, view: ReplicaView, name: str, now: float) -> bool:
+        """Whether a replica is busy with what it was asked for, or has just failed to load it."""
+        failed = self._failed.get(_key(view, name))
+        if failed is not None:
+            doublings = min(failed.failures - 1, _MOST_DOUBLINGS)
+            if now - failed.at < self.terms.retry * 2**doublings:
+                return True
+        return _process(view) in self._asked or any(offer.loading for offer in view.offers.values())
+
     def _loaded_on_demand(self, view: ReplicaView) -> int:
-        return sum(
-            not offer.loadable and _key(view, name) in self._on_demand
-            for name, offer in view.offers.items()
-        )
+        return sum(offer.on_demand and not offer.loadable for offer in view.offers.values())
 
     def _victim(self, view: ReplicaView, live: list[ReplicaView], now: float) -> str | None:
         """What may be unloaded there: idle for longest, on demand, and not the last of its kind."""
+        asked = {asked.name for asked in self._asked.values()}
         idle = [
             (since, name)
-            for name in view.offers
+            for name, offer in view.offers.items()
             if (since := self._idle.get(_key(view, name), now)) <= now - self.terms.idle
-            and _key(view, name) in self._on_demand
-            and name not in self._loading
+            and offer.on_demand
+            and name not in asked
             and _served_without(view, name, live)
         ]
         return min(idle)[1] if idle else None
@@ -190,6 +238,16 @@ class Demand:
 
 def _key(view: ReplicaView, name: str) -> Key:
     return view.id, view.epoch, name
+
+
+def _process(view: ReplicaView) -> Process:
+    return view.id, view.epoch
+
+
+def _failed_since(asked: _Asked, view: ReplicaView) -> bool:
+    """Whether a replica has tried to load what it was asked for, and could not."""
+    offer = view.offers.get(asked.name)
+    return offer is not None and offer.failures > asked.failures
 
 
 def _wait(offer: OfferView) -> float:

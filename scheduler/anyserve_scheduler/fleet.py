@@ -49,6 +49,19 @@ class OfferView:
     """A request may have any number of responses."""
     loadable: bool = False
     """Offered on demand: not loaded, but could be."""
+    on_demand: bool = False
+    """Loaded and unloaded as it is wanted."""
+    loading: bool = False
+    """Loadable, and being loaded."""
+    failures: int = 0
+    """Times in a row that it could not be loaded."""
+    failure: str = ""
+    """Why it could not, the last time."""
+
+    @property
+    def promising(self) -> bool:
+        """Whether it is loadable, and nothing says that loading it fails."""
+        return self.loadable and (self.loading or not self.failures)
 
 
 @attrs.frozen

@@ -11,6 +11,9 @@ from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
 from anyserve_scheduler.links import Link
 from anyserve_scheduler.registration import Registration, Report
 
+_FAILURE_LIMIT = 300
+"""Characters of a failed load's reason that are kept."""
+
 
 def registration_of(message: pb.Register) -> Registration:
     """What a replica registers with; raises `InvalidArgument` for an offer that can't be."""
@@ -45,6 +48,10 @@ def offer_of(message: pb.Offer) -> OfferView:
         queue_limit=message.queue_limit,
         decoupled=message.decoupled,
         loadable=message.loadable,
+        on_demand=message.on_demand,
+        loading=message.loading,
+        failures=message.failures,
+        failure=message.failure[:_FAILURE_LIMIT],
     )
 
 
@@ -107,4 +114,8 @@ def _offer(offer: OfferView) -> pb.Offer:
         queue_limit=offer.queue_limit,
         decoupled=offer.decoupled,
         loadable=offer.loadable,
+        on_demand=offer.on_demand,
+        loading=offer.loading,
+        failures=offer.failures,
+        failure=offer.failure,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 from anyserve_scheduler.demand import Action, Demand, DemandTerms, Verb
@@ -18,13 +19,32 @@ BUSY = Load(2, 5, 2, 3.0)
 STEP = 2.0
 
 
-def replica(id: str, offers: Mapping[str, Load | None], epoch: int = 1) -> ReplicaView:
-    """A replica with these loads of what is loaded, and None for what it could load."""
+def replica(
+    id: str, offers: Mapping[str, Load | None], *, on_demand: str = "", epoch: int = 1
+) -> ReplicaView:
+    """A replica with these loads of what is loaded, and None for what it could load.
+
+    on_demand: what of the loaded is.
+    """
     views = {
-        name: OfferView(Capability(name), "1", load or Load(0, 0, 0, 0.0), 8, False, load is None)
+        name: OfferView(
+            Capability(name),
+            "1",
+            load or Load(0, 0, 0, 0.0),
+            8,
+            False,
+            loadable=load is None,
+            on_demand=load is None or name in on_demand,
+        )
         for name, load in offers.items()
     }
     return ReplicaView(id, epoch, f"{id}:1", ReplicaState.LIVE, views, 0.0)
+
+
+def says(view: ReplicaView, name: str, **said: Any) -> ReplicaView:
+    """The replica, which says this of one of its offers."""
+    offer = attrs.evolve(view.offers[name], **said)
+    return attrs.evolve(view, offers={**view.offers, name: offer})
 
 
 def steps(demand: Demand, fleet: Fleet, begin: float, end: float) -> list[tuple[float, Action]]:
@@ -59,6 +79,80 @@ def test_it_is_not_asked_for_again_while_it_loads_and_is_after_that() -> None:
     assert asked == [1, 0, 0, 1]
 
 
+def test_what_takes_long_to_load_is_asked_for_elsewhere_in_the_end() -> None:
+    loading = says(replica("a", {"x": None}), "x", loading=True)
+    fleet = Fleet.of([loading, replica("b", {"x": None})])
+    demand = Demand()
+    for now in range(int(TERMS.loading)):
+        demand.unserved(Capability("x"), now)
+        assert not demand.step(fleet, now)
+    demand.unserved(Capability("x"), TERMS.loading)
+    assert told(demand.step(fleet, TERMS.loading)) == [("load", "b", "x")]
+
+
+def test_a_replica_that_loads_is_asked_for_nothing_else() -> None:
+    demand = Demand()
+    demand.unserved(Capability("x"), 0.0)
+    busy = says(replica("a", {"x": None, "y": None}), "y", loading=True)
+    assert not demand.step(Fleet.of([busy]), 0.0)
+
+
+def asked_and_failed(demand: Demand) -> ReplicaView:
+    """Replica a, asked for x at 0, which could not load it."""
+    demand.unserved(Capability("x"), 0.0)
+    a = replica("a", {"x": None, "y": None})
+    assert told(demand.step(Fleet.of([a]), 0.0)) == [("load", "a", "x")]
+    return says(a, "x", failures=1, failure="no memory")
+
+
+def test_what_could_not_be_loaded_is_asked_for_elsewhere_at_once() -> None:
+    demand = Demand()
+    failed = asked_and_failed(demand)
+    demand.unserved(Capability("x"), 1.0)
+    asked = demand.step(Fleet.of([failed, replica("b", {"x": None})]), 1.0)
+    assert told(asked) == [("load", "b", "x")]
+
+
+def test_a_replica_that_failed_may_load_something_else_at_once() -> None:
+    demand = Demand()
+    fleet = Fleet.of([asked_and_failed(demand)])
+    demand.unserved(Capability("y"), 1.0)
+    assert told(demand.step(fleet, 1.0)) == [("load", "a", "y")]
+
+
+def test_a_load_that_fails_is_tried_again_less_and_less_often() -> None:
+    demand = Demand()
+    view = replica("a", {"x": None})
+    asked = []
+    failures = 0
+    for now in range(1500):
+        demand.unserved(Capability("x"), now)
+        if demand.step(Fleet.of([view]), now):
+            asked.append(now)
+            failures += 1
+            view = says(view, "x", failures=failures, failure="no memory")
+    # It is heard of a step later.
+    assert asked == [0, 11, 32, 73, 154, 315, 636, 1277]
+
+
+def test_of_two_replicas_the_one_that_has_not_failed_is_asked() -> None:
+    demand = Demand()
+    failed = says(replica("a", {"x": None}), "x", failures=1, failure="no memory")
+    fleet = Fleet.of([failed, replica("b", {"x": None})])
+    demand.step(fleet, 0.0)
+    demand.unserved(Capability("x"), 100.0)
+    assert told(demand.step(fleet, 100.0)) == [("load", "b", "x")]
+
+
+def test_another_replica_is_asked_at_once_when_the_one_that_loads_falls_silent() -> None:
+    demand = Demand()
+    demand.unserved(Capability("x"), 0.0)
+    a, b = (replica(id, {"x": None}) for id in "ab")
+    assert told(demand.step(Fleet.of([a, b]), 0.0)) == [("load", "a", "x")]
+    silent = attrs.evolve(says(a, "x", loading=True), state=ReplicaState.SUSPECT)
+    assert told(demand.step(Fleet.of([silent, b]), 2.0)) == [("load", "b", "x")]
+
+
 def test_a_want_is_forgotten_when_nobody_asks_any_more() -> None:
     demand = Demand()
     demand.unserved(Capability("x"), 0.0)
@@ -86,40 +180,29 @@ def test_one_replica_that_has_a_slot_free_is_enough_for_all() -> None:
     assert not steps(Demand(), fleet, 0, 100)
 
 
-def seen_on_demand(demand: Demand, ids: str, name: str) -> None:
-    """Let the scheduler know that these replicas have loaded `name` on demand."""
-    demand.step(Fleet.of([replica(id, {name: None}) for id in ids]), -1000.0)
-
-
 def test_what_is_idle_makes_room_for_what_is_starved() -> None:
-    demand = Demand()
-    seen_on_demand(demand, "bc", "y")
     fleet = Fleet.of(
         [
             replica("a", {"x": BUSY}),
-            replica("b", {"x": None, "y": IDLE}),
+            replica("b", {"x": None, "y": IDLE}, on_demand="y"),
             replica("c", {"y": IDLE}),
         ]
     )
-    asked = steps(demand, fleet, 0, 100)
+    asked = steps(Demand(), fleet, 0, 100)
     assert asked[0][0] == TERMS.idle
     assert told([action for _, action in asked[:2]]) == [("unload", "b", "y"), ("load", "b", "x")]
 
 
 def test_the_last_of_its_kind_stays() -> None:
-    demand = Demand()
-    seen_on_demand(demand, "b", "y")
-    fleet = Fleet.of([replica("a", {"x": BUSY}), replica("b", {"x": None, "y": IDLE})])
-    assert not steps(demand, fleet, 0, 500)
+    b = replica("b", {"x": None, "y": IDLE}, on_demand="y")
+    assert not steps(Demand(), Fleet.of([replica("a", {"x": BUSY}), b]), 0, 500)
 
 
 def test_what_a_suspect_or_draining_replica_has_counts_as_gone() -> None:
     for state in (ReplicaState.SUSPECT, ReplicaState.DRAINING):
-        demand = Demand()
-        seen_on_demand(demand, "b", "y")
         away = attrs.evolve(replica("c", {"y": IDLE}), state=state)
-        b = replica("b", {"x": None, "y": IDLE})
-        assert not steps(demand, Fleet.of([replica("a", {"x": BUSY}), b, away]), 0, 500)
+        b = replica("b", {"x": None, "y": IDLE}, on_demand="y")
+        assert not steps(Demand(), Fleet.of([replica("a", {"x": BUSY}), b, away]), 0, 500)
 
 
 def test_what_was_not_loaded_on_demand_is_never_unloaded() -> None:
@@ -168,7 +251,11 @@ def test_whatever_is_wanted_and_busy_nothing_is_unloaded_for_good_or_flaps(
             assert sum(offers.values()) <= terms.room
         busy = {name: data.draw(loads) for name in NAMES}
         fleet = Fleet.of(
-            replica(id, {name: busy[name] if offers[name] else None for name in NAMES})
+            replica(
+                id,
+                {name: busy[name] if offers[name] else None for name in NAMES},
+                on_demand="xyz",
+            )
             for id, offers in loaded.items()
         )
         for name in data.draw(st.sets(st.sampled_from(NAMES))) - serving:

@@ -18,7 +18,7 @@ from anyserve.errors import InvalidArgument
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
 from anyserve.replica.pool import Pool, State
-from anyserve.replica.reports import Load, Standing, all_offers, report, standing
+from anyserve.replica.reports import Load, OnDemand, Standing, all_offers, report, standing
 
 loads = st.builds(
     Load,
@@ -41,11 +41,21 @@ offers = st.builds(
     st.booleans(),
 )
 
+demands = st.builds(
+    OnDemand,
+    loaded=st.booleans(),
+    loading=st.booleans(),
+    failures=st.integers(0, 3),
+    failure=st.sampled_from(["", "no memory"]),
+)
+
 
 @st.composite
 def standings(draw: Any) -> Standing:
     chosen = {offer.name: offer for offer in draw(st.lists(offers, max_size=4))}
-    return Standing(chosen, {name: draw(loads) for name in chosen}, draw(st.booleans()))
+    on_demand = {name: draw(demands) for name in chosen if draw(st.booleans())}
+    loaded = [name for name in chosen if name not in on_demand or on_demand[name].loaded]
+    return Standing(chosen, {name: draw(loads) for name in loaded}, draw(st.booleans()), on_demand)
 
 
 def register(now: Standing) -> pb.Register:
@@ -64,6 +74,7 @@ def known(registry: MemoryRegistry) -> Any:
         name: (
             *(offer.capability, offer.version, offer.queue_limit, offer.decoupled),
             *(offer.load.running, offer.load.queued, offer.load.slots, offer.load.expected_wait),
+            *(offer.on_demand, offer.loadable, offer.loading, offer.failures, offer.failure),
         )
         for name, offer in view.offers.items()
     }, view.state == "draining"
@@ -75,9 +86,14 @@ def truth(now: Standing) -> Any:
             Capability(name, offer.capability.attributes, offer.version),
             *(offer.version, offer.queue, offer.decoupled),
             *(load.running, load.queued, load.slots, load.expected_wait),
+            *(
+                (True, not each.loaded, each.loading, each.failures, each.failure)
+                if (each := now.on_demand.get(name)) is not None
+                else (False, False, False, 0, "")
+            ),
         )
         for name, offer in now.offers.items()
-        for load in [now.loads[name]]
+        for load in [now.loads.get(name, Load(0, 0, 0, 0.0))]
     }, now.draining
 
 
@@ -99,10 +115,15 @@ def test_after_each_report_the_registry_knows_the_replica_as_it_is(
 @given(standings(), standings())
 def test_what_is_not_new_is_not_told(old: Standing, new: Standing) -> None:
     message = report(1, old, new)
-    changed = {name for name in new.offers if old.offers.get(name) != new.offers[name]}
+    changed = {
+        name
+        for name in new.offers
+        if old.offers.get(name) != new.offers[name]
+        or old.on_demand.get(name) != new.on_demand.get(name)
+    }
     assert {offer.name for offer in message.offers} == changed
     assert set(message.removed) == old.offers.keys() - new.offers.keys()
-    assert all(old.loads[named.name] != new.loads[named.name] for named in message.loads)
+    assert all(old.loads.get(named.name) != new.loads[named.name] for named in message.loads)
     assert old.differs(new) == bool(changed or message.removed or old.draining != new.draining)
 
 
@@ -140,6 +161,30 @@ def test_what_has_no_worker_is_not_offered() -> None:
     assert standing([lost], False).offers.keys() == {"decode"}
     lost.remove(executor, "it died")
     assert standing([lost], False) == Standing({}, {}, False)
+
+
+def test_what_is_on_demand_is_offered_whether_it_is_loaded_or_not() -> None:
+    kept = pool()
+    kept.on_demand = True
+    idle = Load(0, 0, 2, 0.0)
+
+    def told() -> Standing:
+        now = standing([kept], False)
+        assert now.offers == {"decode": kept.offer}
+        return now
+
+    assert (told().loads, told().on_demand) == ({"decode": idle}, {"decode": OnDemand(True)})
+    for state in (State.UNLOADING, State.UNAVAILABLE):
+        kept.set_state(state, "")
+        assert (told().loads, told().on_demand) == ({}, {"decode": OnDemand(False)})
+    kept.set_state(State.LOADING, "")
+    assert told().on_demand == {"decode": OnDemand(False, loading=True)}
+    kept.set_state(State.UNAVAILABLE, "")
+    kept.failures, kept.failure = 2, "no memory"
+    assert told().on_demand == {"decode": OnDemand(False, False, 2, "no memory")}
+    kept.set_state(State.READY, "")
+    kept.remove(kept.seats[0].executor, "it died")
+    assert standing([kept], False) == Standing({}, {}, False), "it is being restarted"
 
 
 @pytest.mark.parametrize("value", [True, False, 7, -1, 2**63, 0.5, "smollm2"])

@@ -6,7 +6,7 @@ messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
@@ -51,12 +51,11 @@ class Attachment:
         instance: bytes,
         token: bytes,
         standing: Callable[[], Standing],
-        loadable: Callable[[], Mapping[str, pb.Offer]],
         act: Callable[[Callable[[], None]], None],
         network: Network,
         front: Front,
     ) -> None:
-        """standing, loadable: what is offered now, and what could be, by name.
+        """standing: what is offered now.
 
         act: does something in the replica's process, which may be stopped or gone.
         """
@@ -70,7 +69,6 @@ class Attachment:
         self.lateness = 0.0
         """Seconds that it comes later."""
         self._standing = standing
-        self._loadable = loadable
         self._act = act
         self._network = network
         self._front = front
@@ -101,7 +99,7 @@ class Attachment:
             address=f"unix:/{self.replica}",
             link_token=self.token,
             draining=now.draining,
-            offers=[*all_offers(now), *self._loadable().values()],
+            offers=all_offers(now),
         )
         self._send(self._front.on_register, self, self._stream, message)
         self._later(_UNANSWERED, self._unanswered, self._attempt)
@@ -177,10 +175,6 @@ class Attachment:
         self._sequence += 1
         now = self._standing()
         message = report(self._sequence, None if self._want_full else self._told, now)
-        loadable = self._loadable()
-        unloaded = loadable.keys() if self._want_full else loadable.keys() & set(message.removed)
-        message.offers += [loadable[name] for name in sorted(unloaded)]
-        message.removed = [name for name in message.removed if name not in unloaded]
         self._want_full = False
         self._told = now
         draws = [self._rng.random() for _ in range(3)]

@@ -82,7 +82,7 @@ class Faults:
     def _load(self, replica: Replica, name: str, loaded: bool) -> None:
         process = replica.process
         assert process is not None
-        if process.dispatcher.knows(name):
+        if process.dispatcher.knows(name) and process.dispatcher.pool(name).seats:
             state = State.READY if loaded else State.UNAVAILABLE
             process.dispatcher.set_state(name, state, "" if loaded else "it was unloaded")
             process.attachment.changed()

@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
 
 import attrs
-from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.offers import Offer
@@ -23,7 +22,7 @@ from anyserve.replica.execution import Execution
 from anyserve.replica.handback import Handback, request_need
 from anyserve.replica.inference import scan
 from anyserve.replica.pool import State
-from anyserve.replica.reports import Standing, attribute_messages, standing
+from anyserve.replica.reports import Standing, standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.replica.unary import hand_back
 from anyserve.transport.callback import UnaryCall
@@ -77,7 +76,6 @@ class Process:
             instance,
             token,
             self.standing,
-            self.loadable,
             self.act,
             replica.network,
             replica.front,
@@ -89,6 +87,8 @@ class Process:
         self._handback = Handback(self._current_link, self.dispatcher.deadlines)
         self.alarm = Alarm(replica.loop, self._expire)
         for name, spec in replica.offers.items():
+            offer = Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
+            self.dispatcher.declare(offer).on_demand = spec.on_demand
             if not spec.on_demand:
                 self._loaded(name)
 
@@ -96,23 +96,12 @@ class Process:
         """What it reports."""
         return standing(self.dispatcher.pools, draining=False)
 
-    def loadable(self) -> dict[str, pb.Offer]:
-        """What it could load, by name."""
-        loaded = self.standing().offers
-        return {
-            name: pb.Offer(
-                name=name,
-                attributes=attribute_messages(spec.capability.attributes),
-                version="1",
-                queue_limit=spec.queue,
-                loadable=True,
-            )
-            for name, spec in self.replica.offers.items()
-            if spec.on_demand and name not in loaded
-        }
-
     def load(self, name: str) -> None:
         """Have a capability in a while."""
+        if self.dispatcher.pool(name).state is State.READY:
+            return
+        self.dispatcher.set_state(name, State.LOADING, "it is loading")
+        self.attachment.changed()
         loop, seconds = self.replica.loop, self.replica.offers[name].load_time
         loop.after(seconds, self.act, lambda: self._loaded(name))
 
@@ -123,10 +112,9 @@ class Process:
         self.alarm.check()
 
     def _loaded(self, name: str) -> None:
-        spec = self.replica.offers[name]
-        if not self.dispatcher.knows(name):
-            offer = Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
-            self.dispatcher.worker_up(self.worker, [offer])
+        pool = self.dispatcher.pool(name)
+        if not pool.seats:
+            self.dispatcher.worker_up(self.worker, [pool.offer])
         self.dispatcher.set_state(name, State.READY)
         self.attachment.changed()
 

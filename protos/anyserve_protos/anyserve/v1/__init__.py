@@ -21,6 +21,7 @@ __all__ = (
     "NamedLoad",
     "Node",
     "Offer",
+    "Order",
     "Register",
     "Report",
     "StatusReply",
@@ -427,8 +428,45 @@ class Offer(betterproto2.Message):
     Not loaded, but could be.
     """
 
+    on_demand: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    Loaded and unloaded as it is wanted.
+    """
+
+    loading: "bool" = betterproto2.field(9, betterproto2.TYPE_BOOL)
+    """
+    Not loaded yet, but being loaded; `loadable` as well.
+    """
+
+    failures: "int" = betterproto2.field(10, betterproto2.TYPE_UINT32)
+    """
+    Times in a row that it could not be loaded.
+    """
+
+    failure: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    Why it could not, the last time.
+    """
+
 
 default_message_pool.register_message("anyserve.v1", "Offer", Offer)
+
+
+@dataclass(eq=False, repr=False)
+class Order(betterproto2.Message):
+    """
+    To load a capability, or to unload it once its requests have ended.
+    """
+
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    reason: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Why, in one sentence.
+    """
+
+
+default_message_pool.register_message("anyserve.v1", "Order", Order)
 
 
 @dataclass(eq=False, repr=False)
@@ -549,6 +587,18 @@ class ToReplica(betterproto2.Message):
 
     heard: "Heard | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True, group="message"
+    )
+
+    want: "Order | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, optional=True, group="message"
+    )
+    """
+    Only of what is offered on demand; all else is ignored. There is no answer: what becomes of it
+    is reported.
+    """
+
+    unwant: "Order | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, optional=True, group="message"
     )
 
 
