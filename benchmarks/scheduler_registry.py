@@ -1,10 +1,12 @@
-"""What the scheduler's registry costs: µs for a report, a snapshot and a look-up by name.
+"""What the scheduler's registry costs: µs for a report, a snapshot, a look-up, a lease that ends.
 
 python -m benchmarks.scheduler_registry
 """
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +15,14 @@ import attrs
 from anyserve_scheduler.fleet import Load, OfferView
 from anyserve_scheduler.registration import Registration, Report
 from anyserve_scheduler.registry import MemoryRegistry
+from anyserve_scheduler.routing import PREFIX, Router
+from anyserve_scheduler.watched import WatchedRegistry
 
 from anyserve.capability import Capability
 from benchmarks.tables import number, table
 
 REPLICAS = 1_000
+SILENT = 10_000
 CAPABILITIES = tuple(
     f"{name}.{kind}" for name in ("decode", "prefill", "embedding", "rank") for kind in ("a", "b")
 )
@@ -59,11 +64,8 @@ class _Fleet:
             self.registry.fleet()
 
     def offering(self) -> None:
-        """Find who serves a name and look at two of them, as often as there are replicas."""
-        fleet = self.registry.fleet()
-        for index in range(REPLICAS):
-            found = fleet.offering("decode")
-            _ = found[index], found[REPLICAS - 1 - index]
+        """Find who serves a name; all do."""
+        assert len(self.registry.fleet().offering("decode")) == REPLICAS
 
 
 def run() -> None:
@@ -74,8 +76,26 @@ def run() -> None:
         what = f"a report of {loads} of {len(CAPABILITIES)} loads"
         rows.append((what, _least(partial(fleet.report, loads))))
     rows.append(("a snapshot", _least(fleet.snapshot)))
-    rows.append(("a look-up by name, and two views", _least(fleet.offering)))
+    rows.append(("a replica of those that serve a name", _least(fleet.offering)))
+    ended, longest = _silence()
+    rows.append((f"each of {SILENT:,} that are out at once, routing told", ended))
+    rows.append(("the longest that others wait meanwhile", longest))
     print(table(("", "CPU µs"), [(what, number(each)) for what, each in rows]))
+
+
+def _silence() -> tuple[float, float]:
+    """Let all replicas of a large fleet fall silent; µs for each, and for the longest look."""
+    registry = WatchedRegistry(MemoryRegistry())
+    registry.follow(Router(PREFIX, random.Random(1)).follow)
+    offers = [OfferView(Capability(name), "1", _LOADS[0], 64, True) for name in CAPABILITIES]
+    for index in range(SILENT):
+        registry.register(Registration(f"{index}", b"instance", "10.0.0.1:1", offers), 0.0)
+    looks = []
+    while registry.due() < math.inf:
+        start = time.process_time()
+        registry.expire(registry.due())
+        looks.append(time.process_time() - start)
+    return sum(looks) / SILENT * 1e6, max(looks) * 1e6
 
 
 def _least(action: Callable[[], None]) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from typing import overload
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -103,28 +101,10 @@ class Change:
     """As it is now; None when it left."""
 
 
-@attrs.frozen(eq=False)
-class _Replicas(Sequence[ReplicaView]):
-    """The views of some replicas, looked up one by one when they are asked for."""
+_Index = PersistentMap[PersistentMap[None]]
+"""Ids of replicas by the names of needs that they satisfy."""
 
-    _ids: tuple[str, ...]
-    _replicas: Mapping[str, ReplicaView]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @overload
-    def __getitem__(self, index: int) -> ReplicaView: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ReplicaView]: ...
-    def __getitem__(self, index: int | slice) -> ReplicaView | Sequence[ReplicaView]:
-        if isinstance(index, slice):
-            return _Replicas(self._ids[index], self._replicas)
-        return self._replicas[self._ids[index]]
-
-
-_Index = PersistentMap[tuple[str, ...]]
-"""Ids of replicas, sorted, by the names of needs that they satisfy."""
+_NOBODY: PersistentMap[None] = PersistentMap()
 
 
 @attrs.frozen
@@ -146,17 +126,16 @@ class Fleet:
             fleet = fleet.after(Change(fleet.version + 1, ChangeKind.JOINED, replica.id, replica))
         return fleet
 
-    def offering(self, name: str) -> Sequence[ReplicaView]:
+    def offering(self, name: str) -> list[ReplicaView]:
         """The replicas that serve a need of the bare `name`, in the order of their ids.
 
-        Live and suspect ones, whose offers of that name or of a kind of it are loaded. Neither
-        this nor an element of it costs more in a larger fleet.
+        Live and suspect ones, whose offers of that name or of a kind of it are loaded.
         """
-        return _Replicas(self._serving.get(name, ()), self.replicas)
+        return [self.replicas[id] for id in self._serving.get(name, _NOBODY)]
 
-    def loadable(self, name: str) -> Sequence[ReplicaView]:
+    def loadable(self, name: str) -> list[ReplicaView]:
         """The replicas that could load what serves a need of the bare `name`, as `offering`."""
-        return _Replicas(self._loadable.get(name, ()), self.replicas)
+        return [self.replicas[id] for id in self._loadable.get(name, _NOBODY)]
 
     def after(self, change: Change) -> Fleet:
         """The fleet that `change` makes of this one; `ValueError` unless it is the next change."""
@@ -203,12 +182,8 @@ def _with_ancestors(names: Iterable[str]) -> frozenset[str]:
 def _reindexed(index: _Index, id: str, old: frozenset[str], new: frozenset[str]) -> _Index:
     """`index` with the replica under the `new` names and no longer under the `old` ones."""
     for name in old - new:
-        ids = index[name]
-        at = bisect.bisect_left(ids, id)
-        rest = ids[:at] + ids[at + 1 :]
+        rest = index[name].without(id)
         index = index.with_item(name, rest) if rest else index.without(name)
     for name in new - old:
-        ids = index.get(name, ())
-        at = bisect.bisect_left(ids, id)
-        index = index.with_item(name, (*ids[:at], id, *ids[at:]))
+        index = index.with_item(name, index.get(name, _NOBODY).with_item(id, None))
     return index

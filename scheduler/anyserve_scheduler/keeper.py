@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import trio
 from anyserve_actors import Actor, Context, Detail
 
+from anyserve_scheduler.leases import LATE
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.watched import WatchedRegistry
 
@@ -26,7 +27,11 @@ class LeaseKeeper(Actor[None]):
         """Keep leases until stopped."""
         context.started()
         while True:
-            # Whoever is heard for the first time meanwhile is not suspect before that.
-            latest = trio.current_time() + self._terms.suspicion
-            await trio.sleep_until(min(self._registry.due(), latest))
-            self._registry.expire(trio.current_time())
+            now = trio.current_time()
+            # Whoever is heard for the first time meanwhile is not suspect before the interval ends.
+            due = min(max(self._registry.due(), now), now + self._terms.suspicion)
+            await trio.sleep_until(due)
+            late = trio.current_time() - due
+            if late > LATE:
+                context.log.warning("stood still for %.1f s, and so do the leases", late)
+            self._registry.expire(due + late)

@@ -52,12 +52,14 @@ class Registry(Protocol):
     def expire(self, now: float) -> Sequence[Change]:
         """Suspect who is silent and end the leases that are over; what that changes.
 
-        `register` and `report` do so first, too: watchers follow `since`.
+        Of very many some at a time. Where it is called late, nobody could be heard, and the leases
+        stand still (see `Leases`). `register` and `report` do the same first: watchers follow
+        `since`.
         """
         ...
 
     def due(self) -> float:
-        """When `expire` may have something to do, if nothing is heard before; inf for never."""
+        """When `expire` has something to do, if nothing is heard before; inf for never."""
         ...
 
     def fleet(self) -> Fleet:

@@ -78,11 +78,6 @@ def test_a_snapshot_stays_as_it_is_when_the_fleet_goes_on() -> None:
     assert list(after.replicas) == ["b"]
 
 
-def test_a_slice_of_what_is_offered_is_a_sequence_too() -> None:
-    fleet = Fleet.of([replica(id, "decode") for id in "abc"])
-    assert [view.id for view in fleet.offering("decode")[1:]] == ["b", "c"]
-
-
 def test_a_new_load_is_seen_by_whoever_looks_by_name() -> None:
     fleet = Fleet.of([replica("a", "decode")])
     offer = fleet.replicas["a"].offers["decode"]

@@ -159,6 +159,28 @@ def test_a_stopped_scheduler_costs_no_direct_request(
     eventually(lambda: not fleet_of(scheduler))
 
 
+def test_a_scheduler_that_was_stopped_for_longer_than_a_lease_ends_none(
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+) -> None:
+    scheduler = start_scheduler()
+    ids = ("a", "b")
+    options = (*APP, "--scheduler", scheduler.address, "--replica-id")
+    replicas = [start_replica(*options, id) for id in ids]
+    before = eventually(lambda: len(found := fleet_of(scheduler)) == 2 and found)
+    scheduler.process.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: all("silent for 1.5 s" in each.log_text() for each in replicas))
+    finally:
+        scheduler.process.send_signal(signal.SIGCONT)
+    echo(connect(scheduler.address))
+    after = eventually(
+        lambda: (found := fleet_of(scheduler)) and all(found[id].attached for id in ids) and found
+    )
+    assert [after[id].epoch for id in ids] == [before[id].epoch for id in ids]
+    assert "stood still" in scheduler.log.read_text()
+    assert "is out" not in scheduler.log.read_text()
+
+
 def test_a_capability_that_is_unloaded_is_not_offered_any_more(
     start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
 ) -> None:
