@@ -22,8 +22,8 @@ import attrs
 import trio
 from anyserve_protos.anyserve import v1 as admin_pb
 
+from anyserve.admin.socket_path import socket_path
 from anyserve.errors import DeadlineExceeded
-from anyserve.replica.admin_socket import socket_path
 from anyserve.transport.trio_client import open_channel
 from benchmarks import h2load, proc, servers
 from benchmarks.errors import CannotMeasure

@@ -12,26 +12,34 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+from anyserve_actors.joined import Placed, Request, clock_shifts, requests
 from anyserve_actors.recording import Recording
 
 Event: TypeAlias = dict[str, Any]
 """One event as JSON writes it: the format's own keys."""
-Timed: TypeAlias = tuple[int, int, int, Event]
+Timed: TypeAlias = tuple[int, int, int, int, Event]
 """What events are ordered by, and the event: its time in nanoseconds; what ends before what begins;
-of those that begin together the longer one first."""
+of those that begin together the longer one first; of those that are as long, what is around it."""
 _END, _BEGIN = 0, 1
 
 
 def chrome_trace(recordings: Iterable[Recording]) -> bytes:
-    """The recordings of one machine's processes, merged, as JSON.
+    """The recordings of processes, merged, as JSON, with the clock of the first one's machine.
 
     Takes about 5 µs an event: where the event loop must go on, call it in a thread.
     """
     recordings = tuple(recordings)
-    metadata = [event for recording in recordings for event in _names(recording)]
-    timed = [event for recording in recordings for event in _events(recording)]
-    timed += _arrows(recordings)
-    timed.sort(key=itemgetter(0, 1, 2))
+    pids = _pids(recordings)
+    shifts = clock_shifts(recordings)
+    metadata: list[Event] = []
+    timed: list[Timed] = []
+    for recording, pid, shift in zip(recordings, pids, shifts, strict=True):
+        metadata += _names(recording, pid)
+        timed += _steps(recording, pid, shift)
+    for request in requests(recordings, shifts):
+        timed += _spans(request, pids)
+        timed += _arrows(request, pids)
+    timed.sort(key=itemgetter(0, 1, 2, 3))
     trace = {
         "displayTimeUnit": "ms",
         "otherData": {"dropped_events": sum(recording.dropped for recording in recordings)},
@@ -40,8 +48,15 @@ def chrome_trace(recordings: Iterable[Recording]) -> bytes:
     return json.dumps(trace, separators=(",", ":")).encode()
 
 
-def _names(recording: Recording) -> Iterator[Event]:
-    pid = recording.pid
+def _pids(recordings: Sequence[Recording]) -> list[int]:
+    """A number for each process: its own, where none before has that, as in another container."""
+    pids: list[int] = []
+    for recording in recordings:
+        pids.append(recording.pid if recording.pid not in pids else max(pids) + 1)
+    return pids
+
+
+def _names(recording: Recording, pid: int) -> Iterator[Event]:
     yield _metadata("process_name", pid, 0, recording.process)
     for row, name in enumerate(recording.rows):
         yield _metadata("thread_name", pid, _tid(row), name)
@@ -52,64 +67,63 @@ def _metadata(kind: str, pid: int, tid: int, name: str) -> Event:
     return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _events(recording: Recording) -> Iterator[Timed]:
-    pid = recording.pid
+def _steps(recording: Recording, pid: int, shift: int) -> Iterator[Timed]:
     for step in recording.steps():
+        began = step.began + shift
         event = {
             "ph": "X",
             "cat": "task",
             "name": recording.rows[step.row],
             "pid": pid,
             "tid": _tid(step.row),
-            "ts": step.began / 1000,
+            "ts": began / 1000,
             "dur": step.duration / 1000,
             "args": {"waited_us": step.waited / 1000},
         }
-        yield step.began, _BEGIN, -step.duration, event
+        yield began, _BEGIN, -step.duration, 0, event
         if step.duration >= recording.blocking:
             name = f"blocked by {event['name']}"
             blocked = {**event, "cat": "blocking", "name": name, "tid": _blocking_tid(recording)}
-            yield step.began, _BEGIN, -step.duration, blocked
-    for span in recording.spans:
-        ended = span.began + span.duration
-        begin = _request_event("b", span.name, span.request_id, pid, span.row, span.began)
-        end = _request_event("e", span.name, span.request_id, pid, span.row, ended)
-        yield span.began, _BEGIN, -span.duration, {**begin, "args": dict(span.args)}
-        yield ended, _END, span.duration, end
+            yield began, _BEGIN, -step.duration, 0, blocked
     if recording.dropped:
-        yield (
-            recording.ended,
-            _BEGIN,
-            0,
-            {
-                "ph": "i",
-                "s": "p",
-                "cat": "trace",
-                "name": f"{recording.dropped} events were dropped: the buffer was full",
-                "pid": pid,
-                "tid": 0,
-                "ts": recording.ended / 1000,
-                "args": {"dropped": recording.dropped},
-            },
-        )
+        ended = recording.ended + shift
+        dropped = {
+            "ph": "i",
+            "s": "p",
+            "cat": "trace",
+            "name": f"{recording.dropped} events were dropped: the buffer was full",
+            "pid": pid,
+            "tid": 0,
+            "ts": ended / 1000,
+            "args": {"dropped": recording.dropped},
+        }
+        yield ended, _BEGIN, 0, 0, dropped
 
 
-def _arrows(recordings: Sequence[Recording]) -> Iterator[Timed]:
-    """Flow events for each request that more than one process worked on."""
-    begins = sorted(
-        (span.request_id, span.began, recording.pid, span.row)
-        for recording in recordings
-        for span in recording.spans
-    )
-    for request_id, group in groupby(begins, key=itemgetter(0)):
-        # The first span of each stay in a process.
-        stays = [next(stay) for _, stay in groupby(group, key=itemgetter(2))]
-        if len(stays) > 1:
-            kinds = ["s", *"t" * (len(stays) - 2), "f"]
-            for kind, (_, began, pid, row) in zip(kinds, stays, strict=True):
-                event = _request_event(kind, "request", request_id, pid, row, began)
-                # "e": the arrow meets the task step that the span began in.
-                yield began, _BEGIN, 0, {**event, "bp": "e"}
+def _spans(request: Request, pids: Sequence[int]) -> Iterator[Timed]:
+    for placed in request.spans:
+        span, pid, depth = placed.span, pids[placed.process], placed.depth
+        id = f"{request.id} ({placed.lane + 1})" if placed.lane else request.id
+        begin = _request_event("b", span.name, id, pid, span.row, placed.began)
+        end = _request_event("e", span.name, id, pid, span.row, placed.ended)
+        args = {"request": span.request_id, **span.args}
+        yield placed.began, _BEGIN, -span.duration, depth, {**begin, "args": args}
+        yield placed.ended, _END, span.duration, -depth, end
+
+
+def _arrows(request: Request, pids: Sequence[int]) -> Iterator[Timed]:
+    """Flow events, where more than one process worked on the request."""
+    # The first span of each stay in a process.
+    stays: list[Placed] = [
+        next(stay) for _, stay in groupby(request.spans, key=lambda placed: placed.process)
+    ]
+    if len(stays) > 1:
+        kinds = ["s", *"t" * (len(stays) - 2), "f"]
+        for kind, placed in zip(kinds, stays, strict=True):
+            pid, row, began = pids[placed.process], placed.span.row, placed.began
+            event = _request_event(kind, "request", request.id, pid, row, began)
+            # "e": the arrow meets the task step that the span began in.
+            yield began, _BEGIN, 0, 0, {**event, "bp": "e"}
 
 
 def _request_event(kind: str, name: str, request_id: str, pid: int, row: int, at: int) -> Event:

@@ -44,6 +44,10 @@ class Span:
     began: int
     duration: int
     args: Mapping[str, Detail]
+    id: str = ""
+    """Its own among those of the request, where others name it as their parent."""
+    parent: str = ""
+    """The id of the span that this is a part of, in this process or in another."""
 
 
 @attrs.frozen(eq=False)
@@ -64,6 +68,10 @@ class Recording:
     """Nanoseconds from which on a step is said to block the event loop."""
     packed_steps: array[int]
     """The steps' four numbers, one step after another."""
+    machine: str = ""
+    """Whose monotonic clock it is: the same in all processes since a machine has started."""
+    wall: int = 0
+    """What the wall clock showed when the monotonic one was 0, in nanoseconds since 1970."""
 
     def steps(self) -> Iterator[Step]:
         """The steps in the order in which they ended."""
@@ -83,6 +91,8 @@ class Recording:
                 "spans": [attrs.astuple(span) for span in self.spans],
                 "dropped": self.dropped,
                 "blocking": self.blocking,
+                "machine": self.machine,
+                "wall": self.wall,
             },
             separators=(",", ":"),
         ).encode()
@@ -101,13 +111,12 @@ class Recording:
                 began=int(head["began"]),
                 ended=int(head["ended"]),
                 rows=tuple(str(row) for row in head["rows"]),
-                spans=tuple(
-                    Span(str(name), str(request), int(row), int(began), int(duration), dict(args))
-                    for name, request, row, began, duration, args in head["spans"]
-                ),
+                spans=tuple(_span(*fields) for fields in head["spans"]),
                 dropped=int(head["dropped"]),
                 blocking=int(head["blocking"]),
                 packed_steps=array("q", _little_endian(steps)),
+                machine=str(head["machine"]),
+                wall=int(head["wall"]),
             )
         except (struct.error, LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a recording: {error}") from None
@@ -120,6 +129,22 @@ class Recording:
         return all(row in rows for row in self.packed_steps[::_FIELDS]) and all(
             span.row in rows for span in self.spans
         )
+
+
+def _span(
+    name: Any, request: Any, row: Any, began: Any, duration: Any, args: Any, id: Any, parent: Any
+) -> Span:
+    """A span as it was sent; raises ValueError and TypeError for what is none."""
+    return Span(
+        str(name),
+        str(request),
+        int(row),
+        int(began),
+        int(duration),
+        dict(args),
+        str(id),
+        str(parent),
+    )
 
 
 def _little_endian(numbers: array[int]) -> bytes:

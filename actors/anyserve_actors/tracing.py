@@ -7,10 +7,12 @@ about two microseconds more; otherwise Trio has nothing to call, and `span` is o
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from array import array
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from types import TracebackType
 
 import attrs
@@ -24,6 +26,7 @@ ROW_LIMIT = 2000
 """Names of tasks that a recording tells apart; the others share a row."""
 _OTHER = "(other tasks)"
 _OFF = nullcontext()
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class TracingError(ActorError):
@@ -98,6 +101,8 @@ class _Recorder(trio.abc.Instrument):
             dropped=self.dropped,
             blocking=self.blocking,
             packed_steps=self.steps,
+            machine=_machine(),
+            wall=time.time_ns() - time.monotonic_ns(),
         )
 
 
@@ -109,6 +114,8 @@ class OpenSpan(AbstractContextManager[None]):
     name: str
     request_id: str
     args: dict[str, Detail]
+    id: str = ""
+    parent: str = ""
     row: int = 0
     began: int = 0
 
@@ -138,7 +145,16 @@ class OpenSpan(AbstractContextManager[None]):
         if recorder.takes_one():
             duration = max(1, time.monotonic_ns() - self.began)
             recorder.spans.append(
-                Span(self.name, self.request_id, self.row, self.began, duration, self.args)
+                Span(
+                    self.name,
+                    self.request_id,
+                    self.row,
+                    self.began,
+                    duration,
+                    self.args,
+                    self.id,
+                    self.parent,
+                )
             )
 
 
@@ -177,24 +193,29 @@ def active() -> bool:
     return _active is not None
 
 
-def span(name: str, request_id: str, **args: Detail) -> AbstractContextManager[None]:
+def span(
+    name: str, request_id: str, *, id: str = "", parent: str = "", **args: Detail
+) -> AbstractContextManager[None]:
     """Name what the block does for a request; nothing at all while no trace is recorded.
 
     Spans of one request id join into one line of the trace, across tasks and processes. Works in
-    threads too.
+    threads too. Where several requests have one id, their spans are told apart by `parent`, the
+    `id` of the span that they are a part of.
     """
     recorder = _active
     if recorder is None:
         return _OFF
-    return OpenSpan(recorder, name, request_id, args)
+    return OpenSpan(recorder, name, request_id, args, id, parent)
 
 
-def begin(name: str, request_id: str, **args: Detail) -> OpenSpan | None:
+def begin(
+    name: str, request_id: str, *, id: str = "", parent: str = "", **args: Detail
+) -> OpenSpan | None:
     """As `span`, for what is no block: its end is told by `close`. None while nothing records."""
     recorder = _active
     if recorder is None:
         return None
-    span = OpenSpan(recorder, name, request_id, args)
+    span = OpenSpan(recorder, name, request_id, args, id, parent)
     span.__enter__()
     return span
 
@@ -204,3 +225,11 @@ def _current_name() -> str:
         return trio.lowlevel.current_task().name
     except RuntimeError:  # not in Trio
         return f"thread {threading.current_thread().name}"
+
+
+def _machine() -> str:
+    """What the monotonic clock is of: a machine since it was started, as far as can be told."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:  # no Linux
+        return platform.node()

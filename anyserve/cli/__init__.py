@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from anyserve import __version__
-from anyserve.cli import ask, explain, fleet, look, replica, scheduler
+from anyserve.cli import ask, explain, fleet, replica, scheduler, trace, tree
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     replica.add_command(commands)
     scheduler.add_command(commands)
     ask.add_commands(commands)
-    look.add_commands(commands)
+    tree.add_command(commands)
+    trace.add_command(commands)
     fleet.add_command(commands)
     explain.add_command(commands)
     arguments = sys.argv[1:] if argv is None else argv

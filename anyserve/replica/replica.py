@@ -20,22 +20,22 @@ from anyserve_actors import (
     Tree,
 )
 
+from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
 from anyserve.objects.arena import Arena
 from anyserve.objects.regions import Regions
 from anyserve.objects.segments import new_prefix, sweep
-from anyserve.replica.admin import AdminService
-from anyserve.replica.admin_socket import prepare_directory, socket_path
 from anyserve.replica.calls import HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.handback import Handback
 from anyserve.replica.inference import Inference
+from anyserve.replica.pool import State
 from anyserve.replica.reports import standing
 from anyserve.replica.repository import Plan, Repository
 from anyserve.replica.scheduler_link import LinkConfig, SchedulerLink
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
-from anyserve.transport.address import TcpAddress, UnixAddress
+from anyserve.transport.address import TcpAddress
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.listener import Listener
 from anyserve.transport.reflection import ReflectionService
@@ -221,16 +221,21 @@ class Replica:
         return self._ingress
 
     def _new_admin(self) -> Listener:
-        prepare_directory()
-        path = socket_path(self.address.port)
-        path.unlink(missing_ok=True)  # the port is ours, so whoever left it there is dead
+        links = self.repository.links
         service = AdminService(
-            address=lambda: str(self.address),
-            snapshot=self.snapshot,
-            links=self.repository.links,
-            dispatcher=self.dispatcher,
+            about=self._about, snapshot=self.snapshot, children=lambda: list(links.values())
         )
-        return Listener(self._serve, [service], UnixAddress(str(path)), Limits())
+        return admin_listener(self._serve, service, self.address.port)
+
+    def _about(self) -> About:
+        id = "" if self.link is None else self.link.replica_id
+        ready = [pool.offer for pool in self.dispatcher.pools if pool.state is State.READY]
+        return About(
+            name=f"replica {id}" if id else "replica",
+            address=str(self.address),
+            capabilities=[str(offer.capability) for offer in ready],
+            replica_id=id,
+        )
 
     def _new_link(self) -> SchedulerLink:
         config = self._config.link

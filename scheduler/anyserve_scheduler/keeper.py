@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import trio
@@ -21,7 +22,8 @@ class LeaseKeeper(Actor[None]):
 
     def details(self) -> Mapping[str, Detail]:
         fleet = self._registry.fleet()
-        return {"replicas": len(fleet.replicas), "version": fleet.version}
+        states = Counter(view.state.value for view in fleet.replicas.values())
+        return {"replicas": len(fleet.replicas), **states, "version": fleet.version}
 
     async def run(self, context: Context[None]) -> None:
         """Keep leases until stopped."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import attrs
 from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
 
+from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
 from anyserve.transport.address import TcpAddress
 from anyserve.transport.health import HealthService, HealthState
@@ -74,6 +75,7 @@ class Scheduler:
                 ChildSpec("channels", lambda: self.channels),
                 ChildSpec("gateway", lambda: Gateway(self.ways)),
                 ChildSpec("ingress", self._new_listener),
+                ChildSpec("admin", self._new_admin),
             ],
             Policy(max_restarts=0),
         )
@@ -115,3 +117,15 @@ class Scheduler:
         address = TcpAddress(config.host, config.port)
         self._listener = Listener(self._serve, services, address, config.limits)
         return self._listener
+
+    def _new_admin(self) -> Listener:
+        service = AdminService(about=self._about, snapshot=self.snapshot)
+        return admin_listener(self._serve, service, self.address.port)
+
+    def _about(self) -> About:
+        replicas = self.registry.fleet().replicas
+        return About(
+            name="scheduler",
+            address=str(self.address),
+            fleet={id: view.address for id, view in replicas.items()},
+        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import trio
@@ -37,11 +38,14 @@ spans = st.builds(
     began=moments,
     duration=st.integers(1, 10**10),
     args=st.just({"tokens": 1}),
+    id=st.sampled_from(["", "1", "2"]),
+    parent=st.sampled_from(["", "1", "2", "3"]),
 )
 recordings = st.builds(
     lambda pid, steps, some_spans, dropped: Recording(
         pid, "p", 0, 10**15, ("a", "b"), tuple(some_spans), dropped, 10**9,
         array("q", [number for step in steps for number in step]),
+        f"machine {pid % 2}", pid * 1000,
     ),
     st.integers(1, 3),
     st.lists(st.tuples(rows, moments, lengths, lengths), max_size=8),
@@ -53,8 +57,8 @@ recordings = st.builds(
 def events_of(trace: bytes) -> list[dict[str, Any]]:
     """The events of a trace, after the checks that hold for any."""
     events: list[dict[str, Any]] = json.loads(trace)["traceEvents"]
-    open_spans: Counter[tuple[object, ...]] = Counter()
-    last = 0.0
+    open_spans: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)
+    last = -math.inf
     for event in events:
         assert set(event) == KEYS[event["ph"]] | {"ph"}
         if event["ph"] == "M":
@@ -65,10 +69,14 @@ def events_of(trace: bytes) -> list[dict[str, Any]]:
         if event["ph"] == "X":
             assert event["dur"] >= 0
         if event["ph"] in "be":
-            key = (event["pid"], event["cat"], event["id"], event["name"])
-            open_spans[key] += 1 if event["ph"] == "b" else -1
-            assert open_spans[key] >= 0
+            key = (event["pid"], event["cat"], event["name"])
+            if event["ph"] == "b":
+                open_spans[event["id"]].append(key)
+            else:  # what has begun last ends first
+                assert open_spans[event["id"]].pop() == key
     assert not any(open_spans.values())
+    pids = [event["pid"] for event in events if event["name"] == "process_name"]
+    assert len(pids) == len(set(pids))
     named = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
     assert {(e["pid"], e["tid"]) for e in events if e["ph"] in "Xbestf"} <= named
     return events

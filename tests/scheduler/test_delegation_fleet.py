@@ -19,6 +19,7 @@ from anyserve_protos.anyserve import v1 as admin_pb
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.scheduler import Scheduler, SchedulerConfig
 
+from anyserve.admin.socket_path import socket_path
 from anyserve.client import decode_response, encode_request
 from anyserve.errors import (
     AnyServeError,
@@ -29,7 +30,6 @@ from anyserve.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from anyserve.replica.admin_socket import socket_path
 from anyserve.transport.trio_client import open_channel
 
 SERVICE = "/inference.GRPCInferenceService/"

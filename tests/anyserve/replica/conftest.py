@@ -17,8 +17,8 @@ import trio
 from anyserve_protos.anyserve import v1 as admin_pb
 from tritonclient.grpc import service_pb2
 
+from anyserve.admin.socket_path import socket_path
 from anyserve.client import Client, encode_request, open_client
-from anyserve.replica.admin_socket import socket_path
 from anyserve.replica.group import AppSpec
 from anyserve.replica.replica import Replica, ReplicaConfig
 from anyserve.replica.repository import Plan

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from anyserve.replica.admin_socket import directory, socket_path
+from anyserve.admin.socket_path import directory, socket_path
 
 pb: Any = service_pb2
 ROOT = Path(__file__).parents[3]
@@ -95,7 +95,7 @@ def test_where_nobody_serves_the_commands_say_so_in_one_line(tmp_path: Path) -> 
     for words in (["tree"], ["trace", "-o", str(tmp_path / "trace.json")]):
         status, printed, errors = run(*words, "127.0.0.1:1")
         assert (status, printed) == (1, "")
-        assert errors == "anyserve: no replica of this user serves on port 1 here\n"
+        assert errors == "anyserve: no replica or scheduler of this user serves on port 1 here\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +169,7 @@ def test_a_trace_that_is_given_up_leaves_nobody_tracing(
         call = method(b"\x09" + np.float64(60).tobytes(), timeout=30)
         second = start("trace", replica.address, "-o", str(tmp_path / "second"))
         _, errors = second.communicate(timeout=30)
-        assert errors == "anyserve: the replica is being traced already\n"
+        assert errors == "anyserve: it is being traced already\n"
         call.cancel()
     output = tmp_path / "third"
 

@@ -560,6 +560,20 @@ class StatusReply(betterproto2.Message):
     Names and attributes of what is ready.
     """
 
+    replica_id: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    A replica's own in its fleet; empty where it has no scheduler.
+    """
+
+    fleet: "dict[str, str]" = betterproto2.field(
+        7,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
+    )
+    """
+    Where a scheduler's replicas serve, by their ids.
+    """
+
 
 default_message_pool.register_message("anyserve.v1", "StatusReply", StatusReply)
 
@@ -607,9 +621,14 @@ default_message_pool.register_message("anyserve.v1", "ToReplica", ToReplica)
 
 @dataclass(eq=False, repr=False)
 class TraceChunk(betterproto2.Message):
-    json: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    process: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
     """
-    The next part of a trace in Chrome's JSON format.
+    Which process was recorded: 0 for the one that answers, and so on.
+    """
+
+    recording: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    The next piece of its recording; `anyserve_actors.recording` has the format.
     """
 
 

@@ -1,4 +1,4 @@
-"""Where a replica's admin socket is: a Unix socket in a folder that only its user can enter."""
+"""Where an admin socket is: a Unix socket in a folder that only its user can enter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def directory() -> Path:
 
 
 def socket_path(port: int) -> Path:
-    """The admin socket of the replica that serves on `port` of this machine."""
+    """The admin socket of whoever serves on `port` of this machine."""
     return directory() / f"{port}.sock"
 
 

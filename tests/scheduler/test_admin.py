@@ -1,0 +1,124 @@
+"""`anyserve tree` and `anyserve trace` of a scheduler, alone and with its replicas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from anyserve_protos.anyserve import v1 as pb
+
+from anyserve.admin.socket_path import socket_path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """Run the command line's program: exit status, standard output and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "anyserve", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def processes(trace: Path) -> dict[str, int]:
+    """The process id of each process of a trace, by its name."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    return {e["args"]["name"]: e["pid"] for e in events if e["name"] == "process_name"}
+
+
+def test_the_tree_of_a_scheduler_has_the_state_of_registry_and_gateway(
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]
+) -> None:
+    scheduler = start_scheduler()
+    to = ("--scheduler", scheduler.address, "--replica-id", "a")
+    start_replica("--app", "twins:app", "--in-process", *to)
+    joined(scheduler, "a")
+    status, printed, errors = run("tree", scheduler.address)
+    assert (status, errors) == (0, "")
+    about, _, *rows = printed.splitlines()
+    assert f"process {scheduler.process.pid}, serves {scheduler.address}" in about
+    names = [row.lstrip("│ ").removeprefix("├─ ").removeprefix("└─ ").split()[0] for row in rows]
+    assert names == ["scheduler", "leases", "channels", "gateway", "ingress", "admin"]
+    assert "replicas=1, live=1" in rows[1]
+    assert "in_flight=0" in rows[3]
+
+
+def test_a_trace_of_a_scheduler_has_its_replicas_and_their_workers_in_one_file(
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+) -> None:
+    scheduler = start_scheduler()
+    to = ("--scheduler", scheduler.address, "--replica-id")
+    a = start_replica("--app", "twins:app", *to, "a")
+    b = start_replica("--app", "twins:app", "--in-process", *to, "b")
+    joined(scheduler, "a", "b")
+    output = tmp_path / "fleet.json"
+    status, printed, errors = run(
+        "trace", scheduler.address, b.address, "--seconds", "0.2", "-o", str(output)
+    )
+    assert (status, errors) == (0, "")
+    assert printed.startswith(f"{output}: ")
+    found = processes(output)
+    pids = {"scheduler": scheduler.process, "replica a": a.process, "replica b": b.process}
+    assert {name: found[name] for name in pids} == {name: p.pid for name, p in pids.items()}
+    assert found.keys() - pids.keys() == {"worker twins-0 of replica a"}
+
+
+def test_a_replica_that_is_not_there_is_named_and_costs_no_other_its_part(
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+) -> None:
+    scheduler = start_scheduler()
+    live = start_replica(
+        *("--app", "twins:app", "--in-process", "--scheduler", scheduler.address),
+        *("--replica-id", "far", "--advertise", f"localhost:{scheduler.port}"),
+    )
+    joined(scheduler, "far")
+    output = tmp_path / "trace.json"
+    words = ("--seconds", "0.1", "-o", str(output))
+    status, _, errors = run("trace", scheduler.address, *words)
+    assert errors == (
+        f"anyserve: replica far at localhost:{scheduler.port} is not on this machine:"
+        " its part is missing\n"
+    )
+    assert status == 0
+    assert list(processes(output)) == ["scheduler"]
+    # As it would be forwarded from another machine.
+    forwarded = f"unix:{socket_path(live.port)}"
+    assert run("trace", scheduler.address, forwarded, *words)[::2] == (0, "")
+    assert list(processes(output)) == ["scheduler", "replica far"]
+
+
+def test_of_two_traces_at_once_the_second_says_who_is_being_traced(
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+) -> None:
+    scheduler = start_scheduler()
+    replica = start_replica("--app", "twins:app", "--in-process")
+    output = tmp_path / "trace.json"
+    words = [sys.executable, "-m", "anyserve", "trace", scheduler.address, "--seconds", "30"]
+    with subprocess.Popen([*words, "-o", os.devnull], cwd=ROOT) as first:
+        words = ["trace", scheduler.address, replica.address, "--seconds", "0.1"]
+        while (result := run(*words, "-o", str(output)))[0] == 0:
+            pass  # until the first one records
+        first.terminate()
+    assert result[2] == f"anyserve: {scheduler.address}: it is being traced already\n"
+    assert list(processes(output)) == ["replica"]
+    assert run(*words, "-o", str(output))[0] == 0
+
+
+def joined(scheduler: Any, *ids: str) -> None:
+    """Wait until the scheduler knows these replicas."""
+    with grpc.insecure_channel(scheduler.address) as channel:
+        method = channel.unary_unary("/anyserve.v1.Scheduler/Fleet")
+        found: set[str] = set()
+        while found != set(ids):
+            reply = pb.FleetReply.parse(method(b"", timeout=20, wait_for_ready=True))
+            found = {replica.replica_id for replica in reply.replicas}
