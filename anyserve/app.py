@@ -82,6 +82,7 @@ class App:
         concurrency: int = 64,
         queue: int = 1024,
         idempotent: bool = False,
+        resumable: bool = False,
         **attributes: Attribute,
     ) -> Callable[[Function], Function]:
         """Declare that the decorated function serves the capability `name`.
@@ -101,6 +102,9 @@ class App:
         concurrency: requests at once in one worker.
         queue: requests that may wait, over all workers.
         idempotent: a request whose worker dies before it has answered is run once more on another.
+        resumable: a stream whose replica dies may go on at another: responses have `token_ids`
+            where a request says `return_token_ids`, and the handler takes those of all responses
+            so far as `resume_token_ids` and gives what comes after them.
         attributes: what requests may ask for beside the name (`model="mine"`, `max_context=8192`).
 
         Raises `ValueError` for a declaration that makes no sense or a name declared twice.
@@ -123,6 +127,7 @@ class App:
                 concurrency=concurrency,
                 queue=queue,
                 idempotent=idempotent,
+                resumable=resumable,
             )
             self._handlers[name] = Handler(offer, function, kind)
             return function
@@ -143,12 +148,26 @@ class App:
         self._lifespan = asynccontextmanager(function)
         return function
 
-    def describe(self, name: str, **attributes: Attribute) -> None:
-        """Add attributes to the offer of `name` that only loading could tell (in the lifespan)."""
+    def describe(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        resumable: bool | None = None,
+        **attributes: Attribute,
+    ) -> None:
+        """Say more of the offer of `name`; in the lifespan, what only loading could tell.
+
+        attributes: added to those that are declared. The others, where given, replace what was
+            declared.
+        """
         handler = self.handler(name)
-        self._handlers[name] = attrs.evolve(
-            handler, offer=handler.offer.with_attributes(attributes)
-        )
+        offer = handler.offer.with_attributes(attributes)
+        if concurrency is not None:
+            offer = attrs.evolve(offer, concurrency=concurrency)
+        if resumable is not None:
+            offer = attrs.evolve(offer, resumable=resumable)
+        self._handlers[name] = attrs.evolve(handler, offer=offer)
 
     def handler(self, name: str) -> Handler:
         """The handler of the capability `name`; raises `KeyError`."""

@@ -96,6 +96,8 @@ class Offer:
     """Requests that may wait for a slot, over all workers."""
     idempotent: bool = False
     """May be run again on another worker when its worker dies before it has sent anything."""
+    resumable: bool = False
+    """A stream that breaks may go on elsewhere, from the `token_ids` that it has brought."""
 
     @property
     def name(self) -> str:

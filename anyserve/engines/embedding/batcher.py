@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from anyserve.engines.embedding.grouping import plan
+from anyserve.engines.interface import Vectors
 from anyserve.errors import AnyServeError, Internal, Unavailable
 
-Vectors = npt.NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
 """Turns n texts into vectors of shape [n, d]; called in a thread, one call at a time."""
 

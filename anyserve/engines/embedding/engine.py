@@ -12,8 +12,9 @@ import numpy as np
 import trio
 
 from anyserve.engines.cores import spare_cores
-from anyserve.engines.embedding.batcher import Batcher, Encode, Vectors
+from anyserve.engines.embedding.batcher import Batcher, Encode
 from anyserve.engines.errors import CannotLoad
+from anyserve.engines.interface import About, Engine, Vectors
 from anyserve.errors import InvalidArgument
 
 MODEL = "universal-sentence-encoder-multilingual-3"
@@ -26,10 +27,11 @@ MAX_TEXTS = 2048
 
 
 @attrs.define(eq=False)
-class EmbeddingEngine:
+class EmbeddingEngine(Engine):
     """A loaded encoder. Made by `EmbeddingEngine.open`."""
 
     batcher: Batcher
+    about: About
 
     @classmethod
     @asynccontextmanager
@@ -45,7 +47,7 @@ class EmbeddingEngine:
             batcher = Batcher(encode, DIMENSIONS)
             nursery.start_soon(batcher.run, name="embedding batcher")
             try:
-                yield cls(batcher)
+                yield cls(batcher, About(model=MODEL, max_context=MAX_CHARACTERS))
             finally:
                 nursery.cancel_scope.cancel()
 

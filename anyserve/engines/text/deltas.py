@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
-
+from anyserve.engines.interface import Delta, Usage
 from anyserve.errors import (
     AnyServeError,
     Internal,
@@ -14,24 +13,6 @@ from anyserve.errors import (
     Unavailable,
     Unimplemented,
 )
-
-
-@attrs.frozen
-class Usage:
-    """Tokens of one text so far."""
-
-    prompt_tokens: int
-    output_tokens: int
-
-
-@attrs.frozen
-class Delta:
-    """A piece of a text, whole characters always; the last one has a finish reason."""
-
-    text: str
-    usage: Usage
-    finish_reason: str | None = None
-    """`stop`: the model or a stop string ended it; `length`: max_tokens or the context did."""
 
 
 def prompt_left(chunk: dict[str, Any]) -> float | None:
@@ -60,7 +41,8 @@ def read_chunk(chunk: dict[str, Any]) -> Delta | None:
 
 
 def _usage(timings: dict[str, Any]) -> Usage:
-    return Usage(timings["cache_n"] + timings["prompt_n"], timings["predicted_n"])
+    cached = timings["cache_n"]
+    return Usage(cached + timings["prompt_n"], timings["predicted_n"], cached)
 
 
 _KINDS: dict[str, type[AnyServeError]] = {

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 import trio
 
-from anyserve.engines.text.constraints import constraint
-from anyserve.engines.text.deltas import Delta, error_from, prompt_left, read_chunk
+from anyserve.engines.interface import About, Delta, Engine, EngineLoad
+from anyserve.engines.prompts import Chat, Prompt, check_prompt
+from anyserve.engines.sampling import BASIC, Sampling
+from anyserve.engines.text.constraints import check_json_schema, constraint
+from anyserve.engines.text.deltas import error_from, prompt_left, read_chunk
 from anyserve.engines.text.gate import PromptGate
 from anyserve.engines.text.handover import Bell, Handover
 from anyserve.engines.text.native import NativeServer
-from anyserve.engines.text.prompts import Message, Prompt, check_prompt
-from anyserve.engines.text.sampling import Sampling
 from anyserve.engines.text.settings import TextSettings, model_name
 from anyserve.errors import InvalidArgument, Unavailable
 
+SAMPLING = BASIC | {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "json_schema",
+}
+"""What can be asked of this engine."""
 AHEAD = 32
 """Pieces that a text may be ahead of its reader before its thread waits. What the native side
 computes meanwhile is bounded by the slot's context."""
@@ -81,12 +95,11 @@ class _Generation:
 
 
 @attrs.define(eq=False)
-class TextEngine:
+class TextEngine(Engine):
     """A loaded model. Made by `TextEngine.open`."""
 
     settings: TextSettings
-    model: str
-    """As requests name it."""
+    about: About
     _native: NativeServer
     _nursery: trio.Nursery
     _slots: trio.CapacityLimiter
@@ -122,41 +135,49 @@ class TextEngine:
         Waits and raises as `open` does, but for the loading.
         """
         async with trio.open_nursery() as nursery:
+            about = About(
+                model=model_name(native.model),
+                max_context=native.context,
+                slots=settings.slots,
+                sampling=SAMPLING,
+                chat=True,
+            )
             slots = trio.CapacityLimiter(settings.slots)
-            engine = cls(settings, model_name(native.model), native, nursery, slots)
+            engine = cls(settings, about, native, nursery, slots)
             try:
                 yield engine
             finally:
                 engine._closing = True
                 nursery.cancel_scope.cancel()
 
-    @property
-    def max_context(self) -> int:
-        """Tokens of prompt and text together."""
-        return self._native.context
-
-    @property
-    def busy(self) -> int:
-        """Slots taken now."""
-        return self._slots.borrowed_tokens
+    def load(self) -> EngineLoad:
+        """Texts that have a slot, and those that wait for one."""
+        slots = self._slots.statistics()
+        return EngineLoad(
+            running=slots.borrowed_tokens,
+            waiting=slots.tasks_waiting,
+            free_slots=self.settings.slots - slots.borrowed_tokens,
+        )
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        resume: Sequence[int] = (),
+        request_id: str = "",
     ) -> AsyncGenerator[Delta, None]:
-        """The pieces of the text that continues `prompt`, as they come; the last has the reason.
+        """The pieces of the text that continues `prompt`: see `Engine.generate`.
 
-        Waits for a free slot and then for the model, bounded by the caller's scope. A reader that
-        is slow holds the text up. Cancelled, or closed by `aclose()`, the text is given up at
-        once and its slot serves the next as soon as the native side has let go: after the batch
-        that it is computing. Raises `InvalidArgument` for what the model can't do,
-        `Unavailable` when the engine is closing, `Internal` for its faults.
+        Waits for a free slot and then for the model. Given up, the slot serves the next as soon
+        as the native side has let go: after the batch that it is computing.
         """
-        sampling = sampling or Sampling()
-        length = check_prompt(prompt, self.max_context)
+        check_prompt(prompt)
+        length = _length(prompt, self.about.max_context)
         if self._closing:
             raise Unavailable("the text engine is closing")
         body = _body(prompt, sampling, self.settings.system_prompt)
-        chat = not isinstance(prompt, str)
+        chat = isinstance(prompt, Chat)
         deltas: Handover[Delta] = Handover(self._bell, AHEAD)
         generation = _Generation(body, chat, length, deltas, self._gate)
         # The engine's nursery owns the thread, so that leaving here never waits for it.
@@ -186,6 +207,22 @@ class TextEngine:
         finally:
             generation.leave()
             generation.deltas.end()
+
+
+def _length(prompt: Prompt, max_context: int) -> int:
+    """The prompt's length in characters. Raises `InvalidArgument` when it is far longer than the
+    context: to count its tokens takes time with its length in bytes."""
+    texts = [prompt] if isinstance(prompt, str) else [m.content or "" for m in prompt.messages]
+    length = sum(map(len, texts))
+    if length > max_context * _MOST_CHARACTERS:
+        raise InvalidArgument(
+            f"the prompt has {length} characters, but the context holds {max_context} tokens"
+        )
+    return length
+
+
+_MOST_CHARACTERS = 64
+"""Characters a token: well over what tokenizers make of any text that is worth reading."""
 
 
 def _check_kept(pieces: list[str], finish_reason: str | None) -> None:
@@ -218,13 +255,14 @@ def _body(prompt: Prompt, sampling: Sampling, system_prompt: str) -> bytes:
     if sampling.seed is not None:
         body["seed"] = sampling.seed % _SEEDS
     if sampling.json_schema is not None:
+        check_json_schema(sampling.json_schema)
         body["grammar"] = constraint(sampling.json_schema)
     if isinstance(prompt, str):
         body["prompt"] = prompt
     else:
-        body["messages"] = [attrs.asdict(message) for message in prompt]
-        if system_prompt and prompt[0].role != "system":
-            body["messages"].insert(0, attrs.asdict(Message("system", system_prompt)))
+        body["messages"] = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        if system_prompt and prompt.messages[0].role != "system":
+            body["messages"].insert(0, {"role": "system", "content": system_prompt})
         body["reasoning_format"] = "none"  # all that the model says is the text
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()

@@ -61,20 +61,12 @@ def test_an_ordinary_schema_is_taken() -> None:
         {"type": "integer", "minimum": 10**30},
         {"enum": list(range(1000))},
         nested(40),
-        [1],
-        True,
     ],
     ids=lambda schema: str(schema)[:40],
 )
 def test_a_schema_that_would_be_loosened_or_hurt_is_refused(schema: Any) -> None:
     with pytest.raises(InvalidArgument, match="json_schema"):
         check_json_schema(json.dumps(schema))
-
-
-@pytest.mark.parametrize("text", ["", "{", "nope", '{"const": NaN}', "[" * 16_000, "x" * 20_000])
-def test_what_is_no_json_of_a_bearable_size_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="json_schema"):
-        check_json_schema(text)
 
 
 def test_a_schema_leads_to_the_parser_that_has_limits() -> None:

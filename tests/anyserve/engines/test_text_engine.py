@@ -10,10 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from anyserve.engines.text import Delta, Message, Sampling, TextEngine, TextSettings
+from anyserve.engines.interface import Delta
+from anyserve.engines.prompts import Chat, Message, Prompt
+from anyserve.engines.sampling import Sampling
+from anyserve.engines.text import TextEngine, TextSettings
 from anyserve.engines.text import engine as text_engine
 from anyserve.engines.text.native import NativeServer
-from anyserve.engines.text.prompts import Prompt
 from anyserve.errors import Internal, InvalidArgument, Unavailable
 
 PARIS = "The capital of France is"
@@ -31,8 +33,8 @@ async def text(engine: TextEngine, prompt: Prompt, **sampling: object) -> str:
     return "".join(delta.text for delta in await deltas(engine, prompt, **sampling))
 
 
-def ask(question: str) -> list[Message]:
-    return [Message("user", question)]
+def ask(question: str) -> Chat:
+    return Chat((Message("user", question),))
 
 
 async def test_a_chat_answers_a_question(engine: TextEngine) -> None:
@@ -113,7 +115,7 @@ async def test_a_schema_that_cant_be_held_is_an_error_and_kills_nothing(
 
 async def test_a_system_message_takes_the_place_of_the_default_one(engine: TextEngine) -> None:
     bare = (await deltas(engine, ask("Hi"), max_tokens=1))[-1].usage.prompt_tokens
-    own = [Message("system", "Ok."), *ask("Hi")]
+    own = Chat((Message("system", "Ok."), Message("user", "Hi")))
     assert (await deltas(engine, own, max_tokens=1))[-1].usage.prompt_tokens < bare
 
 
@@ -121,7 +123,7 @@ async def test_a_system_message_takes_the_place_of_the_default_one(engine: TextE
     "prompt, message",
     [
         ("", "empty"),
-        ([], "empty"),
+        (Chat(()), "empty"),
         ("one " * 2500, "2501 tokens, but the context holds 2048"),
         (ask("one " * 2500), r"25\d\d tokens, but the context holds 2048"),
         ("x" * 200_000, "200000 characters"),
@@ -153,15 +155,15 @@ async def test_more_texts_than_slots_are_all_served(engine: TextEngine) -> None:
         for number in range(12):
             nursery.start_soon(answer, number)
         await trio.testing.wait_all_tasks_blocked()
-        assert engine.busy <= 8
+        assert engine.load().running <= 8
     assert all("Paris" in answers[number] for number in range(12))
-    assert engine.busy == 0
+    assert engine.load().running == 0
 
 
 async def until_begun(engine: TextEngine) -> None:
     """Let every task go as far as it can: one text has its slot then."""
     await trio.testing.wait_all_tasks_blocked()
-    assert engine.busy
+    assert engine.load().running
 
 
 async def read_all(engine: TextEngine, prompt: Prompt, max_tokens: int = 500) -> None:
@@ -211,7 +213,7 @@ async def test_a_text_given_up_frees_its_slot(
                 nursery.start_soon(give_up, engine, f"{number} {LONG}")
         with trio.fail_after(PROMPTLY):
             assert "Paris" in await text(engine, PARIS, max_tokens=3)
-        assert engine.busy == 0
+        assert engine.load().running == 0
 
 
 async def test_a_text_waiting_for_its_turn_is_given_up_without_a_slot(engine: TextEngine) -> None:
@@ -221,7 +223,7 @@ async def test_a_text_waiting_for_its_turn_is_given_up_without_a_slot(engine: Te
         with trio.move_on_after(0.1) as scope:
             await read_all(engine, PARIS)
         assert scope.cancelled_caught
-        assert engine.busy == 1
+        assert engine.load().running == 1
         nursery.cancel_scope.cancel()
 
 
@@ -231,7 +233,7 @@ async def test_a_slow_reader_holds_its_text_up_and_nobody_elses(engine: TextEngi
         first = await anext(slow)
         for _ in range(8):
             assert "Paris" in await text(engine, PARIS, max_tokens=3)
-        assert engine.busy == 1  # its thread waits for the reader
+        assert engine.load().running == 1  # its thread waits for the reader
         rest = [delta async for delta in slow]
     assert rest[-1].usage.output_tokens == text_engine.AHEAD * 2
     assert first.usage.output_tokens == 1
@@ -270,6 +272,6 @@ async def test_closing_the_engine_ends_a_text_that_waits_for_its_reader(
         slow = engine.generate("Once upon a time", Sampling(max_tokens=1000))
         await anext(slow)
         await text(engine, PARIS, max_tokens=text_engine.AHEAD * 2)  # it is far ahead by then
-        assert engine.busy == 1
+        assert engine.load().running == 1
     with pytest.raises(Unavailable, match="closing"):
         _ = [delta async for delta in slow]

@@ -1,7 +1,7 @@
-"""How a text is to be chosen: `Sampling`, checked before any of it reaches native code.
+"""How a text is to be chosen: `Sampling`, checked before any of it reaches an engine.
 
-The native side takes a temperature of -1 or a `stop` that is a dict without a word and does
-something with it, so types, ranges and sizes are all held here.
+Engines take a temperature of -1 or a `stop` that is a dict without a word and do something with
+it, so types, ranges and sizes are all held here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Any
 
 import attrs
 
-from anyserve.engines.text.constraints import check_json_schema
 from anyserve.errors import InvalidArgument, Unimplemented
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
+MAX_SAMPLES = 8
+MAX_TOP_LOGPROBS = 20
+MAX_CONSTRAINT = 16_384
+"""Characters of a JSON schema or a regular expression."""
+MAX_NAME = 255
 _INT32 = 2**31 - 1
 _UINT64 = 2**64 - 1
 
@@ -75,8 +79,39 @@ def _stops(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
             )
 
 
-def _checked_by(check: Callable[[Any], Any]) -> Validator:
-    return lambda _self, _field, value: check(value)
+def _flag(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidArgument(
+            f"{field.name}: true or false is expected, not a {type(value).__name__}"
+        )
+
+
+def _text(most: int) -> Validator:
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, str):
+            raise InvalidArgument(f"{field.name}: text is expected, not a {type(value).__name__}")
+        if not 1 <= len(value) <= most:
+            raise InvalidArgument(f"{field.name}: {len(value)} characters, not 1 to {most}")
+
+    return check
+
+
+def _schema(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    """JSON of an object; which keywords an engine keeps is for it to say."""
+    _text(MAX_CONSTRAINT)(_, field, value)
+    try:
+        schema = json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{field.name}: not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise InvalidArgument(f"{field.name}: an object is expected")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_optional = attrs.validators.optional
 
 
 @attrs.frozen
@@ -93,17 +128,41 @@ class Sampling:
     min_p: float = attrs.field(default=0.0, validator=_real(0, 1))
     stop: tuple[str, ...] = attrs.field(default=(), validator=_stops)
     """The text ends before the first of these, which is not part of it."""
-    seed: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_whole(0, _UINT64))
-    )
-    """None: another one each time."""
+    seed: int | None = attrs.field(default=None, validator=_optional(_whole(0, _UINT64)))
+    """None: another one each time. With `n`, texts after the first count up from it."""
     presence_penalty: float = attrs.field(default=0.0, validator=_real(-2, 2))
     frequency_penalty: float = attrs.field(default=0.0, validator=_real(-2, 2))
     repetition_penalty: float = attrs.field(default=1.0, validator=_real(0, 10, above=True))
-    json_schema: str | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_checked_by(check_json_schema))
-    )
-    """The text is JSON of this schema: a subset of JSON Schema, see `constraints`."""
+    ignore_eos: bool = attrs.field(default=False, validator=_flag)
+    """The model can't end the text."""
+    json_schema: str | None = attrs.field(default=None, validator=_optional(_schema))
+    """The text is JSON of this schema."""
+    regex: str | None = attrs.field(default=None, validator=_optional(_text(MAX_CONSTRAINT)))
+    """The whole text matches this."""
+    n: int = attrs.field(default=1, validator=_whole(1, MAX_SAMPLES))
+    """How many texts."""
+    logprobs: bool = attrs.field(default=False, validator=_flag)
+    top_logprobs: int = attrs.field(default=0, validator=_whole(0, MAX_TOP_LOGPROBS))
+    """How many likely tokens to tell in place of each; needs `logprobs`."""
+    return_token_ids: bool = attrs.field(default=False, validator=_flag)
+    priority: int = attrs.field(default=0, validator=_whole(-_INT32, _INT32))
+    """Texts with a higher one go first."""
+    lora: str | None = attrs.field(default=None, validator=_optional(_text(MAX_NAME)))
+    """The name of an adapter that the engine has loaded."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidArgument("top_logprobs: only together with logprobs")
+        if self.json_schema is not None and self.regex is not None:
+            raise InvalidArgument("regex: not together with json_schema")
+
+    def asked(self) -> frozenset[str]:
+        """The names of the parameters that are not at their default."""
+        return frozenset(
+            field.name
+            for field in attrs.fields(type(self))
+            if getattr(self, field.name) != field.default
+        )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -134,7 +193,12 @@ class Sampling:
         return cls(**known)
 
 
-_WHOLE = {"max_tokens", "top_k", "seed"}
+BASIC = frozenset({"max_tokens", "n"})
+"""What every engine obeys: it stops after `max_tokens`, and can be called `n` times."""
+
+_WHOLE = frozenset({"max_tokens", "top_k", "seed", "n", "top_logprobs", "priority"})
+_TEXTS = frozenset({"json_schema", "regex", "lora"})
+_FLAGS = frozenset({"ignore_eos", "logprobs", "return_token_ids"})
 
 
 def _from_request(name: str, value: Any) -> Any:
@@ -144,7 +208,7 @@ def _from_request(name: str, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
     if name == "json_schema" and isinstance(value, dict):
         return json.dumps(value)
-    if name == "json_schema" or not isinstance(value, str):
+    if name in _TEXTS or name in _FLAGS or not isinstance(value, str):
         return value
     try:
         return int(value) if name in _WHOLE else float(value)

@@ -1,4 +1,4 @@
-"""The inputs and outputs of `decode`, and what a request asks for in them.
+"""The inputs and outputs of a capability that gives text, and what a request asks for in them.
 
 Names and types are those of vLLM's Triton backend and of TensorRT-LLM's where it has them too.
 Each input may also come as a request parameter of the same name, which the input overrides.
@@ -13,20 +13,24 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from anyserve.engines.text.deltas import Delta
-from anyserve.engines.text.prompts import Prompt, parse_messages
-from anyserve.engines.text.sampling import REFUSED, Sampling
+from anyserve.engines.interface import Delta, TokenLogprob
+from anyserve.engines.prompts import Prompt, parse_chat
+from anyserve.engines.sampling import REFUSED, Sampling
 from anyserve.errors import InvalidArgument
 from anyserve.messages import OutputValue, Request, Response
 
 INPUTS = {
     "text_input": "BYTES[1]?",
     "messages": "BYTES[1]?",
+    "tools": "BYTES[1]?",
+    "resume_token_ids": "INT32[-1]?",
     "stream": "BOOL[1]?",
     "exclude_input_in_output": "BOOL[1]?",
     "return_finish_reason": "BOOL[1]?",
     "return_num_input_tokens": "BOOL[1]?",
     "return_num_output_tokens": "BOOL[1]?",
+    "return_num_cached_tokens": "BOOL[1]?",
+    "return_token_ids": "BOOL[1]?",
     "sampling_parameters": "BYTES[1]?",
     "max_tokens": "INT32[1]?",
     "temperature": "FP32[1]?",
@@ -41,6 +45,13 @@ INPUTS = {
     "frequency_penalty": "FP32[1]?",
     "repetition_penalty": "FP32[1]?",
     "json_schema": "BYTES[1]?",
+    "regex": "BYTES[1]?",
+    "ignore_eos": "BOOL[1]?",
+    "n": "INT32[1]?",
+    "logprobs": "BOOL[1]?",
+    "top_logprobs": "INT32[1]?",
+    "priority": "INT32[1]?",
+    "lora": "BYTES[1]?",
 }
 OUTPUTS = {
     "text_output": "BYTES[1]",
@@ -48,16 +59,26 @@ OUTPUTS = {
     "num_input_tokens": "UINT32[1]",
     "num_output_tokens": "UINT32[1]",
 }
+ALWAYS = frozenset(OUTPUTS)
+OUTPUTS |= {
+    "num_cached_tokens": "UINT32[1]",
+    "token_ids": "INT32[-1]",
+    "index": "INT32[1]",
+    "logprobs": "BYTES[1]",
+}
 _MAX_JSON = 1 << 20
 """Characters of `sampling_parameters`; far more than any that is accepted."""
+_MAX_ID = 2**31 - 1
 
 
 @attrs.frozen
 class TextRequest:
-    """What one `decode` request asks for."""
+    """What one request asks for."""
 
     prompt: Prompt
     sampling: Sampling
+    resume: tuple[int, ...]
+    """Ids of tokens that somebody has already; the responses bring what comes after them."""
     stream: bool
     """Pieces as they come, rather than one response with the whole text."""
     echo: bool
@@ -65,19 +86,40 @@ class TextRequest:
     outputs: frozenset[str]
     """The outputs that responses have."""
 
-    def response(self, text: str, delta: Delta) -> Response:
-        """The response that brings `text`, with the counts so far and the reason, if any yet.
+    def response(self, delta: Delta) -> Response:
+        """The response that brings `delta`.
 
         Every response has all outputs, since a client that asked for one would otherwise get an
         error; before the last one the reason is empty.
         """
         values: dict[str, OutputValue] = {
-            "text_output": text,
+            "text_output": delta.text,
             "finish_reason": delta.finish_reason or "",
             "num_input_tokens": _count(delta.usage.prompt_tokens),
             "num_output_tokens": _count(delta.usage.output_tokens),
         }
+        if not self.outputs <= ALWAYS:
+            values |= {
+                "num_cached_tokens": _count(delta.usage.cached_tokens or 0),
+                "token_ids": np.array(delta.token_ids, np.int32),
+                "index": np.array([delta.index], np.int32),
+                "logprobs": json.dumps([_logprob(token) for token in delta.logprobs]),
+            }
         return Response(outputs={name: values[name] for name in OUTPUTS if name in self.outputs})
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    """As OpenAI's chat API has it, and the token's id."""
+    return {
+        "token": token.token.decode(errors="replace"),
+        "bytes": list(token.token),
+        "logprob": token.logprob,
+        "id": token.token_id,
+        "top_logprobs": [
+            {key: value for key, value in _logprob(other).items() if key != "top_logprobs"}
+            for other in token.top
+        ],
+    }
 
 
 def read_request(request: Request) -> TextRequest:
@@ -91,13 +133,53 @@ def read_request(request: Request) -> TextRequest:
         raise InvalidArgument(
             "exclude_input_in_output: false goes neither with stream nor with messages"
         )
+    tools = _text(request, "tools")
+    if tools is not None and messages is None:
+        raise InvalidArgument("tools: only together with messages")
+    sampling = _sampling(request)
     return TextRequest(
-        prompt=text if text is not None else parse_messages(messages or ""),
-        sampling=_sampling(request),
+        prompt=text if text is not None else parse_chat(messages or "", tools),
+        sampling=sampling,
+        resume=_resume(request, sampling),
         stream=stream,
         echo=echo,
-        outputs=frozenset(name for name in OUTPUTS if _wanted(request, name)),
+        outputs=_outputs(request, sampling),
     )
+
+
+def _resume(request: Request, sampling: Sampling) -> tuple[int, ...]:
+    """The input's ids, or the parameter's, which is the same list in JSON."""
+    ids = _given(request, "resume_token_ids")
+    if ids is None:
+        return ()
+    if isinstance(ids, str):
+        try:
+            ids = json.loads(ids)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"resume_token_ids: not JSON: {error}") from None
+    if not isinstance(ids, list) or not all(_is_id(value) for value in ids):
+        raise InvalidArgument("resume_token_ids: a list of token ids is expected")
+    if ids and sampling.n > 1:
+        raise InvalidArgument("resume_token_ids: one text can be resumed, not n")
+    if ids and (sampling.json_schema is not None or sampling.regex is not None):
+        # What a text is held to counts from the first token that the engine chooses.
+        raise InvalidArgument("resume_token_ids: not together with json_schema or regex")
+    return tuple(ids)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
+
+
+def _outputs(request: Request, sampling: Sampling) -> frozenset[str]:
+    asked = {
+        "num_cached_tokens": _flag(request, "return_num_cached_tokens", default=False),
+        "token_ids": sampling.return_token_ids,
+        "index": sampling.n > 1,
+        "logprobs": sampling.logprobs,
+    }
+    always = {name for name in ALWAYS if _wanted(request, name)}
+    return frozenset(always | {name for name, wanted in asked.items() if wanted})
 
 
 def _count(tokens: int) -> npt.NDArray[np.uint32]:
@@ -135,13 +217,13 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
 
 
 def _input(request: Request, name: str) -> Any:
-    """The Python value of input `name`: a list of text for stop strings, else a single value."""
+    """The Python value of input `name`: a list where it may have any length, else one value."""
     array = request[name]
     values = [
         _decoded(name, item) if isinstance(item, bytes) else item
         for item in array.reshape(-1).tolist()
     ]
-    return values if INPUTS[name] == "BYTES[-1]?" else values[0]
+    return values if "[-1]" in INPUTS[name] else values[0]
 
 
 def _decoded(name: str, data: bytes) -> str:
@@ -169,3 +251,10 @@ def _flag(request: Request, name: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"{name}: true or false is expected, not a {type(value).__name__}")
     return value
+
+
+def read_texts(request: Request) -> list[str]:
+    """The texts to embed. Raises `InvalidArgument` naming the one that is none."""
+    return [
+        _decoded(f"text_input[{index}]", data) for index, data in enumerate(request["text_input"])
+    ]

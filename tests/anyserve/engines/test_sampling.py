@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyserve.engines.text import Sampling
+from anyserve.engines.sampling import Sampling
 from anyserve.errors import InvalidArgument, Unimplemented
 
 
@@ -44,6 +44,24 @@ from anyserve.errors import InvalidArgument, Unimplemented
         ("repetition_penalty", 0),
         ("json_schema", 3),
         ("json_schema", [1]),
+        ("json_schema", "[1]"),
+        ("json_schema", "true"),
+        ("json_schema", ""),
+        ("json_schema", "{"),
+        ("json_schema", '{"const": NaN}'),
+        ("json_schema", "[" * 16_000),
+        ("json_schema", "x" * 20_000),
+        ("regex", ""),
+        ("regex", 3),
+        ("regex", "x" * 20_000),
+        ("n", 0),
+        ("n", 9),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("return_token_ids", "yes"),
+        ("ignore_eos", 0),
+        ("priority", 0.5),
+        ("lora", ""),
         ("max_token", 3),
     ],
 )
@@ -73,6 +91,22 @@ def test_one_stop_string_needs_no_list() -> None:
 def test_a_parameter_under_two_names_at_once_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="twice"):
         Sampling.of({"seed": 1, "random_seed": 1})
+
+
+def test_likely_tokens_are_told_only_beside_the_tokens_own() -> None:
+    with pytest.raises(InvalidArgument, match="top_logprobs: only together"):
+        Sampling.of({"top_logprobs": 1})
+    assert Sampling.of({"top_logprobs": 20, "logprobs": True}).top_logprobs == 20
+
+
+def test_a_text_is_held_to_one_thing() -> None:
+    with pytest.raises(InvalidArgument, match="regex: not together"):
+        Sampling.of({"regex": "a", "json_schema": {}})
+
+
+def test_what_is_asked_for_is_what_is_not_at_its_default() -> None:
+    assert Sampling().asked() == frozenset()
+    assert Sampling.of({"n": "2", "temperature": 0, "stop": "."}).asked() == {"n", "stop"}
 
 
 def test_a_raw_grammar_is_refused_in_words_whatever_it_is() -> None:
