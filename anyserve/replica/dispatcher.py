@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.capability import Capability, explain_absence, satisfying
 from anyserve.errors import NotFound, Unavailable, elsewhere
+from anyserve.intake import Intake
 from anyserve.offers import Offer
 from anyserve.replica.deadlines import Deadlines
 from anyserve.replica.exchange import Calls, Executor
@@ -29,10 +30,7 @@ class Dispatcher(Actor[None]):
         self._pools: dict[str, Pool] = {}
         self._sequences: dict[str, Sequences] = {}
         self._matches: dict[str, list[Pool]] = {}
-        self._in_flight = 0
-        self._draining = False
-        self._accepting: set[trio.CancelScope] = set()
-        self._idle = trio.Event()
+        self._intake = Intake()
         self.deadlines = Deadlines()
         """Those of the requests in flight."""
         self.calls: Calls
@@ -44,7 +42,7 @@ class Dispatcher(Actor[None]):
         await self.deadlines.run()
 
     def details(self) -> Mapping[str, Detail]:
-        details: dict[str, Detail] = {"in_flight": self._in_flight}
+        details: dict[str, Detail] = {"in_flight": self.in_flight}
         for pool in self.pools:
             if pool.running or pool.waiting:
                 details[pool.offer.name] = f"{pool.running} running, {pool.waiting} waiting"
@@ -60,7 +58,7 @@ class Dispatcher(Actor[None]):
     @property
     def in_flight(self) -> int:
         """Requests that have come and not ended."""
-        return self._in_flight
+        return self._intake.in_flight
 
     def knows(self, name: str) -> bool:
         """Whether a capability of that name is declared."""
@@ -149,35 +147,20 @@ class Dispatcher(Actor[None]):
         """The open sequences of a capability that has a worker."""
         return self._sequences[name]
 
-    @contextmanager
-    def accepting(self) -> Iterator[trio.CancelScope]:
+    def accepting(self) -> AbstractContextManager[trio.CancelScope]:
         """A scope for reading requests, cancelled once no more are taken."""
-        with trio.CancelScope() as scope:
-            if self._draining:
-                scope.cancel()
-            self._accepting.add(scope)
-            try:
-                yield scope
-            finally:
-                self._accepting.discard(scope)
+        return self._intake.accepting()
 
     async def drain(self) -> None:
-        """Take no more requests and wait until those in flight have ended; the caller bounds it."""
-        self._draining = True
-        for scope in self._accepting:
-            scope.cancel()
-        while self._in_flight:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        """See `Intake`."""
+        await self._intake.drain()
 
     def begin(self) -> None:
         """A request has come; raises `Unavailable` where none is taken any more."""
-        if self._draining:
+        if self._intake.draining:
             raise elsewhere(Unavailable("the replica is draining"))
-        self._in_flight += 1
+        self._intake.begin()
 
     def finish(self) -> None:
         """A request has ended."""
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._idle.set()
+        self._intake.finish()

@@ -6,7 +6,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 import trio
@@ -49,12 +49,23 @@ async def _serve(config: SchedulerConfig) -> None:
                 collector.settle()
                 heap.settle()
                 say(f"anyserve {__version__}: scheduler ready on {scheduler.address}")
-                await anext(aiter(signals))
+                await anext(signals)
+                say(f"draining: {scheduler.ways.in_flight} requests in flight")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_until_signalled, signals, nursery.cancel_scope)
+                    await scheduler.drain()
+                    nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         failure = innermost(group)
     if failure is not None:
         raise failure
     say("stopped")
+
+
+async def _until_signalled(signals: AsyncIterator[int], drain: trio.CancelScope) -> None:
+    """Give the drain up at the second signal."""
+    await anext(signals)
+    drain.cancel()
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class Links:
     def __init__(self, registry: WatchedRegistry) -> None:
         self._registry = registry
         self._links: dict[str, Link] = {}
+        self._over: AnyServeError | None = None
+        """Why there are no links any more."""
         registry.follow(self._follow)
 
     def get(self, replica_id: str) -> Link | None:
@@ -75,8 +77,10 @@ class Links:
 
         The newest block has it: one before it is cancelled and raises `Aborted`. When the lease
         ends the block is cancelled and raises `Unavailable`. A replica whose block ends is suspect
-        where it holds its lease.
+        where it holds its lease. After `end` it raises what that was given.
         """
+        if self._over is not None:
+            raise self._over
         link = self._links.get(replica_id)
         if link is None:
             link = self._links[replica_id] = Link(replica_id, epoch, token)
@@ -101,6 +105,13 @@ class Links:
                 self._registry.suspect(replica_id, epoch)
         if attachment.verdict is not None:
             raise attachment.verdict
+
+    def end(self, verdict: AnyServeError) -> None:
+        """End all links with that error; leases run on."""
+        self._over = verdict
+        for link in self._links.values():
+            if link.attachment is not None:
+                link.attachment.end(verdict)
 
     def _follow(self, news: Sequence[Change] | Fleet) -> None:
         if isinstance(news, Fleet):

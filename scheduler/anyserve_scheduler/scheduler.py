@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
+import trio
 from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
 
 from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
+from anyserve.errors import Unavailable
 from anyserve.transport.address import TcpAddress
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.listener import Listener
@@ -44,6 +46,8 @@ class SchedulerConfig:
     """One of `WIRES`."""
     limits: Limits = attrs.field(factory=Limits)
     terms: LeaseTerms = attrs.field(factory=LeaseTerms)
+    drain_timeout: float = 30.0
+    """Seconds for what is in flight when it stops."""
 
 
 class Scheduler:
@@ -92,6 +96,22 @@ class Scheduler:
             self._health.set("", True)
             with each_turn():
                 yield
+
+    async def drain(self) -> None:
+        """Take no more calls and wait for those in flight, for the drain timeout at most.
+
+        Then replicas lose their links, and serve alone until they find the next scheduler. Not
+        before: what they have handed over comes back by them.
+        """
+        assert self._listener is not None
+        assert self._listener.server is not None
+        self._health.set("", False)
+        with trio.move_on_after(self._config.drain_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listener.server.drain)
+                await self.ways.intake.drain()
+                self._health.end()
+                self.links.end(Unavailable("the scheduler is stopping"))
 
     @property
     def address(self) -> TcpAddress:

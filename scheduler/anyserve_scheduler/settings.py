@@ -23,7 +23,8 @@ examples:
   anyserve fleet 127.0.0.1:8000 --watch
 
 A replica that is silent for --interval and half a second more is suspect, and out after --lease.
-SIGTERM or Ctrl-C stops it; its replicas serve on, and register again with the next one.
+SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones are refused. Its
+replicas serve on, and register again with the next one. A second signal stops at once.
 """
 _DEFAULTS = LeaseTerms()
 _SHORTEST = 0.01
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help=f"how often replicas report ({_DEFAULTS.interval:g})",
     )
+    add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help="see below (30)")
     add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
     add("--log-format", choices=logs.FORMATS, default="text")
@@ -75,5 +77,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         transport=options.transport,
         limits=Limits(max_message_bytes=options.message_limit * MIB),
         terms=terms,
+        drain_timeout=options.drain_timeout,
     )
     return options

@@ -307,9 +307,9 @@ def start_scheduler(tmp_path: Path, transport: str) -> Iterator[Callable[..., Li
     with ExitStack() as stack:
         started = iter(range(100))
 
-        def start(port: int = 0) -> LiveScheduler:
+        def start(port: int = 0, *more: str) -> LiveScheduler:
             log = tmp_path / f"scheduler-{next(started)}.log"
-            options = ("--port", str(port), "--transport", transport, *SHORT_LEASE)
+            options = ("--port", str(port), "--transport", transport, *SHORT_LEASE, *more)
             return stack.enter_context(running_scheduler(log, *options))
 
         yield start

@@ -11,6 +11,7 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.burst import now
 from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
+from anyserve.intake import Intake
 from anyserve.needs import to_bytes
 from anyserve.replica.deadlines import Deadline, Deadlines
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
@@ -55,11 +56,17 @@ class Ways:
         """Those of the requests on their way."""
         self.nursery: trio.Nursery
         """For what a request has to wait for."""
-        self.in_flight = 0
+        self.intake = Intake()
+        """Requests on their way, until the scheduler drains."""
         self.retried = 0
         """Requests that went on since a replica had not taken them."""
         self.delegated = 0
         """Requests that went on since a replica had handed them back."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on their way."""
+        return self.intake.in_flight
 
 
 class Forwarding:
@@ -92,7 +99,7 @@ class Forwarding:
         """Send it; raises why it can't go anywhere, and is over then."""
         self._route()
         ways = self._ways
-        ways.in_flight += 1
+        ways.intake.begin()
         if self._request.deadline != math.inf:
             self._deadline = ways.deadlines.add(self._request.deadline, self._expire)
 
@@ -255,9 +262,9 @@ class Forwarding:
     def _finish(self, *, served: bool) -> None:
         self._over = True
         self._close(served=served)
-        self._ways.in_flight -= 1
         if self._deadline is not None:
             self._ways.deadlines.drop(self._deadline)
+        self._ways.intake.finish()
 
     def _close(self, *, served: bool) -> None:
         """It is no longer at the replica it was at."""

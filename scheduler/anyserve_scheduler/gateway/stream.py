@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
-from anyserve.errors import AnyServeError, Internal
+from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
 from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, ends_call, stream_error
@@ -41,18 +41,20 @@ class ForwardedStream:
         """Serve until the client has ended the stream and everything that is due is sent.
 
         Reads no further while as many requests and answers wait as one stream may have, and has
-        replicas wait while the client does not read. Cancelled, it cancels its requests.
+        replicas wait while the client does not read. Once the scheduler drains it reads no more,
+        and raises `Unavailable` after the answers that are due. Cancelled, it cancels its requests.
         """
         outbox = self._outbox
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(outbox.run)
-                while (body := await self._stream.recv_message()) is not None:
-                    self._begin(body)
-                    while len(self._running) + len(outbox) >= IN_FLIGHT_LIMIT:
-                        self._full = True
-                        await self._progress.wait()
-                    self._full = False
+                with self._ways.intake.accepting() as reading:
+                    while (body := await self._stream.recv_message()) is not None:
+                        self._begin(body)
+                        while len(self._running) + len(outbox) >= IN_FLIGHT_LIMIT:
+                            self._full = True
+                            await self._progress.wait()
+                        self._full = False
                 while self._running or outbox or outbox.behind:
                     await self._progress.wait()
                 nursery.cancel_scope.cancel()
@@ -60,6 +62,8 @@ class ForwardedStream:
             for request in self._running:
                 request.cancel()
             self._running.clear()
+        if reading.cancelled_caught:
+            raise Unavailable("the scheduler is stopping")
 
     def emit(self, messages: Sequence[bytes]) -> None:
         """Send answers after those before them."""
