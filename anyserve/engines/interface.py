@@ -110,7 +110,12 @@ class Engine(Protocol):
     about: About
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling, *, resume: Sequence[int] = (), request_id: str
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        resume: Sequence[int] = (),
+        request_id: str = "",
     ) -> AsyncGenerator[Delta, None]:
         """The pieces of the text that continues `prompt`, as they come.
 

@@ -123,6 +123,7 @@ def _offer(now: Standing, name: str) -> pb.Offer:
         usage=None if load is None else _message(load),
         queue_limit=offer.queue,
         decoupled=offer.decoupled,
+        resumable=offer.resumable,
     )
     if on_demand is not None:
         message.on_demand = True

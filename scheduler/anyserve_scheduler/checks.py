@@ -102,6 +102,7 @@ def changed_offers(known: Mapping[str, OfferView], report: Report) -> dict[str, 
             old.loading,
             old.failures,
             old.failure,
+            old.resumable,
         )
     return offers
 

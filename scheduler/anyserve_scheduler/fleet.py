@@ -55,6 +55,8 @@ class OfferView:
     """Times in a row that it could not be loaded."""
     failure: str = ""
     """Why it could not, the last time."""
+    resumable: bool = False
+    """A stream that breaks may go on elsewhere, from the `token_ids` that it has brought."""
 
     @property
     def promising(self) -> bool:

@@ -52,6 +52,7 @@ def offer_of(message: pb.Offer) -> OfferView:
         loading=message.loading,
         failures=message.failures,
         failure=message.failure[:_FAILURE_LIMIT],
+        resumable=message.resumable,
     )
 
 
@@ -118,4 +119,5 @@ def _offer(offer: OfferView) -> pb.Offer:
         loading=offer.loading,
         failures=offer.failures,
         failure=offer.failure,
+        resumable=offer.resumable,
     )

@@ -32,12 +32,13 @@ attributes = st.dictionaries(
     st.sampled_from(["model", "max_context", "fast"]), st.integers(1, 3), max_size=2
 )
 offers = st.builds(
-    lambda name, attributes, queue, decoupled: Offer(
-        Capability(name, attributes), queue=queue, decoupled=decoupled
+    lambda name, attributes, queue, decoupled, resumable: Offer(
+        Capability(name, attributes), queue=queue, decoupled=decoupled, resumable=resumable
     ),
     names,
     attributes,
     st.integers(0, 5),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -72,7 +73,7 @@ def known(registry: MemoryRegistry) -> Any:
     view = registry.fleet().replicas["a"]
     return {
         name: (
-            *(offer.capability, offer.version, offer.queue_limit, offer.decoupled),
+            *(offer.capability, offer.version, offer.queue_limit, offer.decoupled, offer.resumable),
             *(offer.load.running, offer.load.queued, offer.load.slots, offer.load.expected_wait),
             *(offer.on_demand, offer.loadable, offer.loading, offer.failures, offer.failure),
         )
@@ -84,7 +85,7 @@ def truth(now: Standing) -> Any:
     return {
         name: (
             Capability(name, offer.capability.attributes, offer.version),
-            *(offer.version, offer.queue, offer.decoupled),
+            *(offer.version, offer.queue, offer.decoupled, offer.resumable),
             *(load.running, load.queued, load.slots, load.expected_wait),
             *(
                 (True, not each.loaded, each.loading, each.failures, each.failure)

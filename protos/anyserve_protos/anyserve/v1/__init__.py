@@ -448,6 +448,11 @@ class Offer(betterproto2.Message):
     Why it could not, the last time.
     """
 
+    resumable: "bool" = betterproto2.field(12, betterproto2.TYPE_BOOL)
+    """
+    A stream that breaks may go on elsewhere, from the `token_ids` that it has brought.
+    """
+
 
 default_message_pool.register_message("anyserve.v1", "Offer", Offer)
 
