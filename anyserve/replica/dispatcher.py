@@ -9,10 +9,10 @@ import trio
 from anyserve_actors import Actor, Context, Detail
 
 from anyserve.capability import Capability, explain_absence, satisfying
+from anyserve.deadlines import Deadlines
 from anyserve.errors import NotFound, Unavailable, elsewhere
 from anyserve.intake import Intake
 from anyserve.offers import Offer
-from anyserve.replica.deadlines import Deadlines
 from anyserve.replica.exchange import Calls, Executor
 from anyserve.replica.pool import Pool, State
 from anyserve.replica.sequences import Sequences

@@ -11,9 +11,9 @@ import trio
 from anyserve_actors import tracing
 
 from anyserve.burst import now
+from anyserve.deadlines import Deadline
 from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
 from anyserve.offers import Offer
-from anyserve.replica.deadlines import Deadline
 from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
 from anyserve.replica.pool import Pool, Seat, Ticket
 from anyserve.replica.sequences import OpenSequence

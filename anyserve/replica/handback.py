@@ -19,10 +19,10 @@ from anyserve_protos.infer_wire import InferRequestHead, join_request
 from multidict import MultiDict
 
 from anyserve.capability import Capability, need_of
+from anyserve.deadlines import Deadline, Deadlines
 from anyserve.errors import AnyServeError, DeadlineExceeded, NotFound, PermissionDenied
 from anyserve.needs import from_bytes, to_bytes
 from anyserve.region_parameters import REGION as REGION_NAME
-from anyserve.replica.deadlines import Deadline, Deadlines
 from anyserve.transport.outgoing import Answers, Outgoing
 from anyserve.transport.rpc import Metadata
 from anyserve.transport.wire import NotTaken

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from anyserve.capability import Capability
-from anyserve.replica.deadlines import Deadlines
+from anyserve.deadlines import Deadlines
 
 GROUPS = (
     GroupSpec("d", 2, (OfferSpec(Capability("decode"), slots=1, queue=1),)),

@@ -10,10 +10,10 @@ import trio
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.burst import now
+from anyserve.deadlines import Deadline, Deadlines
 from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
 from anyserve.intake import Intake
 from anyserve.needs import to_bytes
-from anyserve.replica.deadlines import Deadline, Deadlines
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
 from anyserve.transport.outgoing import Outgoing
 from anyserve.transport.rpc import Metadata, decode

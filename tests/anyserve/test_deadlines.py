@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyserve.replica.deadlines import Deadline, Deadlines
+from anyserve.deadlines import Deadline, Deadlines
 
 
 def nothing() -> None:

@@ -1,0 +1,92 @@
+"""Who may ask: keys, and the pages of other sites that may.
+
+Pure: what is decided of a request stands in its headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from urllib.parse import urlsplit
+
+import attrs
+
+from anyserve.http.heads import Fields
+from anyserve.http.request import HttpRequest, Refusal
+
+ANY_ORIGIN = "*"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_PREFLIGHT_SECONDS = 600
+
+
+def _digest(key: str) -> bytes:
+    """What keys are compared by, so that not even their length shows in the time it takes."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+@attrs.frozen
+class Access:
+    """Keys and origins that are let in."""
+
+    keys: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """One of them must come along, as `Authorization: Bearer KEY`; none: everybody may ask."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask (`https://host:port`), or `*`; none: no other site's."""
+    _digests: tuple[bytes, ...] = attrs.field(init=False, repr=False)
+
+    @_digests.default
+    def _digests_of_keys(self) -> tuple[bytes, ...]:
+        return tuple(_digest(key) for key in self.keys)
+
+    def refusal(self, request: HttpRequest) -> Refusal | None:
+        """Why the request is not let in; None where it is."""
+        origin = request.headers.get("origin")
+        if origin is not None and request.method not in _SAFE and not self._lets(origin, request):
+            # A page anywhere may have a browser on this network post to us, and needs no answer.
+            return Refusal(403, f"pages of {origin[:100]!r} may not ask here")
+        if not self.keys:
+            return None
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            return Refusal(401, "a key is missing: send it as 'Authorization: Bearer KEY'")
+        digest = _digest(key.strip())
+        if True not in {hmac.compare_digest(digest, known) for known in self._digests}:
+            return Refusal(401, "the key is not known")
+        return None
+
+    def challenge(self, refusal: Refusal) -> Fields:
+        """Headers that go with a refusal."""
+        return (("www-authenticate", "Bearer"),) if refusal.status == 401 else ()
+
+    def fields(self, request: HttpRequest) -> Fields:
+        """Headers that let the page which asks read the answer."""
+        if not self.origins:
+            return ()
+        if ANY_ORIGIN in self.origins:
+            return (("access-control-allow-origin", ANY_ORIGIN),)
+        origin = request.headers.get("origin")
+        if origin not in self.origins or origin is None:
+            return (("vary", "origin"),)
+        return (("access-control-allow-origin", origin), ("vary", "origin"))
+
+    def is_preflight(self, request: HttpRequest) -> bool:
+        """Whether a browser asks what a page may ask."""
+        return (
+            request.method == "OPTIONS"
+            and bool(self.origins)
+            and "access-control-request-method" in request.headers
+        )
+
+    def preflight(self, request: HttpRequest) -> Fields:
+        """The headers of the answer to that."""
+        asked = request.headers.get("access-control-request-headers", "")
+        return (
+            ("access-control-allow-methods", "GET, POST, OPTIONS"),
+            ("access-control-allow-headers", asked or "authorization, content-type"),
+            ("access-control-max-age", str(_PREFLIGHT_SECONDS)),
+        )
+
+    def _lets(self, origin: str, request: HttpRequest) -> bool:
+        if ANY_ORIGIN in self.origins or origin in self.origins:
+            return True
+        return urlsplit(origin).netloc == request.headers.get("host")
