@@ -7,13 +7,9 @@ neither a client nor numpy.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-import trio
-
-from anyserve.errors import AnyServeError
+from anyserve.cli.running import run_async
 
 
 def add_commands(commands: Any) -> None:
@@ -56,23 +52,10 @@ def add_commands(commands: Any) -> None:
 def _infer(options: argparse.Namespace) -> int:
     from anyserve.cli.infer import infer
 
-    return _run(infer, options)
+    return run_async(infer, options)
 
 
 def _chat(options: argparse.Namespace) -> int:
     from anyserve.cli.chat import chat
 
-    return _run(chat, options)
-
-
-def _run(
-    command: Callable[[argparse.Namespace], Awaitable[None]], options: argparse.Namespace
-) -> int:
-    try:
-        trio.run(command, options)
-    except (AnyServeError, trio.TooSlowError) as error:
-        print(f"anyserve: {str(error) or 'no answer in time'}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return run_async(chat, options)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 import trio
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.capability import Attribute
-from anyserve.cli.arguments import complain, place, say, seconds
-from anyserve.errors import AnyServeError, Unavailable, innermost
+from anyserve.cli.arguments import place, say, seconds
+from anyserve.cli.running import run_async
+from anyserve.errors import Unavailable
 from anyserve.replica.reports import attribute_messages
 from anyserve.transport.trio_client import open_channel
 
@@ -42,21 +44,14 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--session", default="", help="as the request parameter `session`")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(run_async, _explain))
 
 
-def run(options: argparse.Namespace) -> int:
+async def _explain(options: argparse.Namespace) -> int:
     """Print the explanation; the exit status: 1 where the request would go nowhere."""
-    status = 1
-    try:
-        reply = trio.run(_ask, options)
-        say(reply.json if options.json else "\n".join(reply.reasons))
-        status = 0 if reply.replica_id else 1
-    except* AnyServeError as errors:
-        complain(innermost(errors))
-    except* KeyboardInterrupt:
-        pass
-    return status
+    reply = await _ask(options)
+    say(reply.json if options.json else "\n".join(reply.reasons))
+    return 0 if reply.replica_id else 1
 
 
 async def _ask(options: argparse.Namespace) -> pb.ExplainReply:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.admin import client
 from anyserve.cli.arguments import complain
+from anyserve.cli.running import run_async
 from anyserve.cli.tree import WHERE
-from anyserve.errors import AnyServeError, innermost
+from anyserve.errors import AnyServeError
 from anyserve.transport.channel import Channel
 
 _EPILOG = """\
@@ -53,22 +55,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help=WHERE)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to record (5)")
     parser.add_argument("-o", "--output", type=Path, default=Path("trace.json"))
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Record, and write the file; the exit status: 1 also where a part is missing."""
-    status = 1
-    try:
-        status = trio.run(_trace, options)
-    except* (AnyServeError, OSError) as errors:
-        complain(innermost(errors))
-    except* KeyboardInterrupt:
-        pass
-    return status
+    parser.set_defaults(run=partial(run_async, _trace))
 
 
 async def _trace(options: argparse.Namespace) -> int:
+    """Record, and write the file; the exit status: 1 also where a part is missing."""
     async with AsyncExitStack() as channels:
         targets = [await _target(channels, address) for address in options.addresses]
         targets += await _replicas(channels, targets)

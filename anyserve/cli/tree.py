@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
-import trio
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.admin import client
-from anyserve.cli.arguments import complain
-from anyserve.errors import AnyServeError
+from anyserve.cli.running import run_async
 
 WHERE = "where it serves, as 127.0.0.1:8001, or its admin socket, as unix:/path"
 
@@ -24,23 +23,11 @@ def add_command(commands: Any) -> None:
         " mailbox, restarts.",
     )
     parser.add_argument("address", help=WHERE)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(run_async, _show))
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the tree; the exit status."""
-    try:
-        trio.run(_show, options.address)
-    except (AnyServeError, OSError) as error:
-        complain(error)
-        return 1
-    except KeyboardInterrupt:
-        return 1
-    return 0
-
-
-async def _show(address: str) -> None:
-    async with client.open_admin(address) as channel:
+async def _show(options: argparse.Namespace) -> None:
+    async with client.open_admin(options.address) as channel:
         status = await client.status(channel)
         reply = await client.tree(channel)
     assert reply.root is not None

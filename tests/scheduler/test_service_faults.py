@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -223,9 +224,39 @@ def test_anyserve_fleet_shows_replicas_and_what_they_offer(
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].endswith("1 replica")
-    assert lines[1].split()[:5] == ["replica", "state", "heard", "address", "capability"]
-    assert lines[2].startswith("a        live")
-    assert " echo " in lines[2]
+    assert lines[1].split() == ["running", "queued", "slots", "wait", "tokens/s"]
+    assert lines[2].startswith("a: live, at 127.0.0.1:")
+    assert lines[3].split()[:2] == ["echo", "0"]
+    done = run("anyserve", "fleet", scheduler.address, "--json")
+    (shown,) = json.loads(done.stdout)["replicas"]
+    assert (shown["replica_id"], shown["state"]) == ("a", "live")
+
+
+@pytest.mark.parametrize("where", [(), ("--in-process",)])
+def test_the_fleet_is_told_how_many_tokens_a_second_come(
+    start_scheduler: Any,
+    start_replica: Any,
+    fleet_of: Any,
+    connect: Any,
+    where: tuple[str, ...],
+) -> None:
+    scheduler = start_scheduler()
+    replica = start_replica(
+        "--app", "behaviours:app", *where, "--scheduler", scheduler.address, "--replica-id", "a"
+    )
+    requests = iter([service_pb2.ModelInferRequest(model_name="speak")])
+
+    def speed() -> float:
+        offers = fleet_of(scheduler)["a"].offers if "a" in fleet_of(scheduler) else ()
+        return sum(offer.usage.tokens_per_second for offer in offers)
+
+    answers = connect(replica.address).stub.ModelStreamInfer(requests)
+    try:
+        next(answers)
+        eventually(lambda: 100 < speed() < 400)
+    finally:
+        answers.cancel()
+    eventually(lambda: speed() == 0)
 
 
 def test_anyserve_fleet_watches_until_it_is_interrupted(start_scheduler: Any) -> None:
