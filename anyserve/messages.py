@@ -65,6 +65,8 @@ class Response:
 
     outputs: Mapping[str, OutputValue] = attrs.field(factory=dict)
     parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
+    tokens: int = 1
+    """How many tokens a decoupled handler's response has: the fleet is shown tokens per second."""
 
 
 @attrs.frozen

@@ -20,8 +20,9 @@ import trio
 from anyserve_actors import ChildSpec, Policy, Supervisor, open_tree
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 from anyserve.offers import Offer
-from anyserve.replica.reports import Load, Standing
+from anyserve.replica.reports import Standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.transport.address import Address, parse_address
 from anyserve.transport.trio_client import open_channel

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from functools import partial
 
 import attrs
-from anyserve_scheduler.fleet import Load, OfferView
+from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.registration import Registration, Report
 from anyserve_scheduler.registry import MemoryRegistry
 from anyserve_scheduler.routing import PREFIX, Router
 from anyserve_scheduler.watched import WatchedRegistry
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 from benchmarks.tables import number, table
 
 REPLICAS = 1_000

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from random import Random
 
 import attrs
-from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, Load, OfferView, ReplicaState
+from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, OfferView, ReplicaState
 from anyserve_scheduler.fleet import ReplicaView as View
 from anyserve_scheduler.routing import POLICIES, Hints, NoRoute, Policy, Router, Sent, block_hashes
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 from benchmarks.tables import number, table
 
 REPLICAS = 1_000

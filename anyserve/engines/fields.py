@@ -86,8 +86,10 @@ class TextRequest:
     outputs: frozenset[str]
     """The outputs that responses have."""
 
-    def response(self, delta: Delta) -> Response:
+    def response(self, delta: Delta, tokens: int) -> Response:
         """The response that brings `delta`.
+
+        tokens: how many came with it.
 
         Every response has all outputs, since a client that asked for one would otherwise get an
         error; before the last one the reason is empty.
@@ -105,7 +107,8 @@ class TextRequest:
                 "index": np.array([delta.index], np.int32),
                 "logprobs": json.dumps([_logprob(token) for token in delta.logprobs]),
             }
-        return Response(outputs={name: values[name] for name in OUTPUTS if name in self.outputs})
+        outputs = {name: values[name] for name in OUTPUTS if name in self.outputs}
+        return Response(outputs, tokens=tokens)
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

@@ -75,12 +75,16 @@ def declare_text(app: App, capability: str, engine: FindEngine) -> None:
         asked = read_request(request)
         serving = engine()
         check(asked, serving.about)
+        told: dict[int, int] = {}  # tokens of each text
         joiner = Joiner(str(asked.prompt) if asked.echo else "")
         async with generating(serving, asked, context.request_id) as deltas:
             async for delta in deltas:
                 piece = delta if asked.stream else joiner.add(delta)
                 if piece is not None:
-                    yield asked.response(piece)
+                    tokens = piece.usage.output_tokens
+                    before = told.get(piece.index, len(asked.resume))
+                    told[piece.index] = tokens
+                    yield asked.response(piece, tokens - before)
 
 
 def declare_embedding(

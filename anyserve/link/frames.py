@@ -29,6 +29,7 @@ _PART = struct.Struct("<HQQ")
 _REQUEST = struct.Struct("<dHHI")
 _ERROR = struct.Struct("<H")
 _U32 = struct.Struct("<I")
+_I32 = struct.Struct("<i")
 
 MAX_BODY = 0xFFFF_FFFF
 """Bytes that a frame's body can have; message limits are well under it."""
@@ -67,6 +68,7 @@ class Kind(enum.IntEnum):
     CALLED = 22  # replica: a whole ModelInferResponse
     CALL_END = 23  # replica: there are no more
     CALL_ERROR = 24  # replica: what was called has failed
+    TOKENS = 25  # worker: a response has so many tokens more than one
 
 
 @attrs.define  # frozen costs more to make, and each message makes some
@@ -132,6 +134,16 @@ def encode_credit(call: int, responses: int) -> bytes:
 def decode_credit(frame: Frame) -> int:
     credit: int = _U32.unpack(frame.body)[0]
     return credit
+
+
+def encode_tokens(call: int, more: int) -> bytes:
+    """`more`: than one; -1 for a response that has none."""
+    return encode(Kind.TOKENS, call, _I32.pack(more))
+
+
+def decode_tokens(frame: Frame) -> int:
+    more: int = _I32.unpack(frame.body)[0]
+    return more
 
 
 def encode_end(call: int, batch: int) -> bytes:

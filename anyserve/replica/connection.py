@@ -214,6 +214,8 @@ class Connection:
             self._end(frame.call, frames.decode_end(frame))
         elif kind == Kind.ERROR:
             self._end(frame.call, error=frames.decode_error(frame))
+        elif kind == Kind.TOKENS:
+            exchange.on_tokens(frames.decode_tokens(frame))
         elif kind in (Kind.CALL, Kind.CALL_CREDIT, Kind.CALL_CANCEL):
             exchange.on_called(frame)
 

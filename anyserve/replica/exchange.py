@@ -55,6 +55,10 @@ class Listener(Protocol):
         """The next reply, whose buffers are the listener's to release."""
         ...
 
+    def on_tokens(self, more: int) -> None:
+        """The last reply has so many tokens more than one."""
+        ...
+
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
         """The handler has really returned, or failed with `error`: its slot is free.
 
@@ -89,6 +93,11 @@ class Exchange(ABC):
             reply.release()
         else:
             self._listener.on_reply(reply)
+
+    def on_tokens(self, more: int) -> None:
+        """The last reply has so many tokens more than one."""
+        if not self._closed:
+            self._listener.on_tokens(more)
 
     def end(self, batch: int = 1, error: AnyServeError | None = None) -> None:
         """The handler has returned, or failed with `error`. Only the first call counts."""

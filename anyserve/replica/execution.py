@@ -166,7 +166,14 @@ class Execution:
     def on_reply(self, reply: Reply) -> None:
         """See `Listener`."""
         self._answered = True
+        assert self._pool is not None
+        self._pool.given += 1
         self._consumer.on_reply(reply)
+
+    def on_tokens(self, more: int) -> None:
+        """See `Listener`."""
+        assert self._pool is not None
+        self._pool.given += more
 
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
         """See `Listener`."""

@@ -84,6 +84,10 @@ class _LocalExchange(Exchange):
             # Copied as on the link: the handler may go on to use its arrays.
             self.deliver(Reply((b"".join(response),)))
 
+    def count(self, more: int) -> None:
+        """See `Sink`."""
+        self.on_tokens(more)
+
 
 class LocalExecutor:
     """Runs handlers as tasks of a nursery, with the semantics of a worker and no link."""

@@ -12,6 +12,7 @@ from anyserve.errors import AnyServeError, ResourceExhausted, Unavailable, elsew
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
 from anyserve.replica.policy import DeadlineQueue, ServiceTime, least_loaded, refusal
+from anyserve.replica.rate import Rate
 from anyserve.replica.statistics import Statistics
 
 
@@ -79,6 +80,10 @@ class Pool:
         self.seats: list[Seat] = []
         self.running = 0
         """Requests that hold a slot, also where their worker is on its way out or gone."""
+        self.given = 0
+        """Responses so far; where the handler says how many tokens one has, those."""
+        self.rate = Rate()
+        """Of `given`, for the one who reports it."""
         self.service_time = ServiceTime()
         self.statistics = Statistics()
         self._queue: DeadlineQueue[Ticket] = DeadlineQueue()

@@ -243,7 +243,7 @@ class Replica:
         self.link = SchedulerLink(
             config.replica_id or f"{socket.gethostname()}-{self.address.port}",
             str(config.advertise or self.address),
-            lambda: standing(self.dispatcher.pools, self._draining),
+            lambda: standing(self.dispatcher.pools, self._draining, trio.current_time()),
             lambda: open_channel(config.scheduler),
         )
         return self.link

@@ -8,23 +8,12 @@ import attrs
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.capability import Attribute
+from anyserve.load import Load, to_message
 from anyserve.offers import Offer
 from anyserve.replica.policy import expected_wait
 from anyserve.replica.pool import Pool, State
 
 _INTEGERS = range(-(1 << 63), 1 << 63)
-
-
-@attrs.frozen
-class Load:
-    """What the requests of one capability do."""
-
-    running: int
-    queued: int
-    slots: int
-    """Requests that may run at once, in all workers."""
-    expected_wait: float
-    """Seconds until a new request would start; 0 where a slot is free."""
 
 
 @attrs.frozen
@@ -60,15 +49,15 @@ class Standing:
         )
 
 
-def standing(pools: Iterable[Pool], draining: bool) -> Standing:
-    """What the pools offer now."""
+def standing(pools: Iterable[Pool], draining: bool, now: float) -> Standing:
+    """What the pools offer at the time `now`, on the clock of all calls."""
     offers: dict[str, Offer] = {}
     loads: dict[str, Load] = {}
     on_demand: dict[str, OnDemand] = {}
     for pool in pools:
         name = pool.offer.name
         if pool.serving:
-            loads[name] = _load(pool)
+            loads[name] = _load(pool, now)
         elif not pool.on_demand or pool.state is State.READY:
             continue  # what is ready without a worker will have one again soon
         offers[name] = pool.offer
@@ -78,11 +67,13 @@ def standing(pools: Iterable[Pool], draining: bool) -> Standing:
     return Standing(offers, loads, draining, on_demand)
 
 
-def _load(pool: Pool) -> Load:
+def _load(pool: Pool, now: float) -> Load:
     slots = sum(seat.slots for seat in pool.seats)
     free = any(seat.running < seat.slots for seat in pool.seats)
     wait = 0.0 if free else expected_wait(pool.waiting, slots, pool.service_time.mean)
-    return Load(pool.running, pool.waiting, slots, wait)
+    # Of requests that have one response each, the other figures tell as much.
+    tokens = pool.rate.per_second(pool.given, now) if pool.offer.decoupled else 0.0
+    return Load(pool.running, pool.waiting, slots, wait, round(tokens, 1))
 
 
 def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:
@@ -102,7 +93,7 @@ def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:
         offers=[_offer(now, name) for name in fresh],
         removed=[name for name in told.offers if name not in now.offers],
         loads=[
-            pb.NamedLoad(name=name, usage=_message(load))
+            pb.NamedLoad(name=name, usage=to_message(load))
             for name, load in now.loads.items()
             if name not in fresh and told.loads.get(name) != load
         ],
@@ -120,7 +111,7 @@ def _offer(now: Standing, name: str) -> pb.Offer:
         name=name,
         attributes=attribute_messages(offer.capability.attributes),
         version=offer.version,
-        usage=None if load is None else _message(load),
+        usage=None if load is None else to_message(load),
         queue_limit=offer.queue,
         decoupled=offer.decoupled,
         resumable=offer.resumable,
@@ -148,12 +139,3 @@ def _attribute(value: Attribute) -> pb.Attribute:
             return pb.Attribute(integer=value)
         case _:
             return pb.Attribute(number=float(value))
-
-
-def _message(load: Load) -> pb.Load:
-    return pb.Load(
-        running=load.running,
-        queued=load.queued,
-        slots=load.slots,
-        expected_wait_seconds=load.expected_wait,
-    )

@@ -47,6 +47,10 @@ class Sink(Protocol):
         """Send one, and use up its credit. Pieces are copied, or lent where they are large."""
         ...
 
+    def count(self, more: int) -> None:
+        """Say that the one sent has so many tokens more than one."""
+        ...
+
 
 @attrs.define
 class Incoming:
@@ -114,6 +118,8 @@ class HandlerRunner:
                         if not sink.credit:
                             await sink.until_credit()
                         sink.send(encoder.encode(response))
+                        if response.tokens != 1:
+                            sink.count(response.tokens - 1)
         except (Exception, SystemExit, BaseExceptionGroup) as error:
             if _is_cancellation(error):
                 raise

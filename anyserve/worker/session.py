@@ -85,6 +85,10 @@ class _Running:
         self.credit -= 1
         self._session.respond(self._call, response)
 
+    def count(self, more: int) -> None:
+        """See `Sink`."""
+        self._session.tell(frames.encode_tokens(self._call, more))
+
     def on_called(self, frame: Frame) -> None:
         """Something comes of what the handler has called."""
         number, body = frames.decode_called(frame)

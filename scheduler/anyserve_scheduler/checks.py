@@ -14,8 +14,9 @@ from typing import TypeVar
 import attrs
 
 from anyserve.errors import InvalidArgument
+from anyserve.load import Load
 from anyserve.transport.address import TcpAddress, parse_address
-from anyserve_scheduler.fleet import Load, OfferView
+from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.registration import Registration, Report
 
 Number = TypeVar("Number", int, float)

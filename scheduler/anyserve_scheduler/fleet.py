@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 from anyserve_scheduler.persistent import PersistentMap
 
 
@@ -22,25 +23,13 @@ class ReplicaState(enum.StrEnum):
 
 
 @attrs.frozen
-class Load:
-    """What one offer's requests do, as its replica reported it."""
-
-    running: int
-    queued: int
-    slots: int
-    """Requests that may run at once, in all workers."""
-    expected_wait: float
-    """Seconds until a new request would start; 0 where a slot is free."""
-    tokens_per_second: float = 0.0
-
-
-@attrs.frozen
 class OfferView:
     """One capability of one replica."""
 
     capability: Capability
     version: str
     load: Load
+    """As its replica reported it."""
     queue_limit: int
     """Requests that may wait."""
     decoupled: bool

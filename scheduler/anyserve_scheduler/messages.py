@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from anyserve_protos.anyserve import v1 as pb
 
+from anyserve import load
 from anyserve.capability import Attribute, Capability
 from anyserve.errors import InvalidArgument
 from anyserve.replica.reports import attribute_messages
-from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
+from anyserve_scheduler.fleet import OfferView, ReplicaView
 from anyserve_scheduler.links import Link
 from anyserve_scheduler.registration import Registration, Report
 
@@ -31,7 +32,7 @@ def report_of(message: pb.Report) -> Report:
     """What a replica reports; raises `InvalidArgument` for an offer that can't be."""
     return Report(
         sequence=message.sequence,
-        loads={named.name: load_of(named.usage) for named in message.loads},
+        loads={named.name: load.from_message(named.usage) for named in message.loads},
         offers=[offer_of(offer) for offer in message.offers],
         removed=message.removed,
         draining=message.draining,
@@ -44,7 +45,7 @@ def offer_of(message: pb.Offer) -> OfferView:
     return OfferView(
         capability=Capability(message.name, attributes_of(message.attributes), message.version),
         version=message.version,
-        load=load_of(message.usage),
+        load=load.from_message(message.usage),
         queue_limit=message.queue_limit,
         decoupled=message.decoupled,
         loadable=message.loadable,
@@ -68,19 +69,6 @@ def _attribute(name: str, message: pb.Attribute) -> Attribute:
     raise InvalidArgument(f"attribute {name!r:.80} has no value")
 
 
-def load_of(message: pb.Load | None) -> Load:
-    """A load; that of an idle offer without slots where there is none."""
-    if message is None:
-        return Load(0, 0, 0, 0.0)
-    return Load(
-        running=message.running,
-        queued=message.queued,
-        slots=message.slots,
-        expected_wait=message.expected_wait_seconds,
-        tokens_per_second=message.tokens_per_second,
-    )
-
-
 def fleet_replica(view: ReplicaView, link: Link | None, now: float) -> pb.FleetReplica:
     """One replica, for those who look at the fleet.
 
@@ -100,18 +88,11 @@ def fleet_replica(view: ReplicaView, link: Link | None, now: float) -> pb.FleetR
 
 
 def _offer(offer: OfferView) -> pb.Offer:
-    load = offer.load
     return pb.Offer(
         name=offer.capability.name,
         attributes=attribute_messages(offer.capability.attributes),
         version=offer.version,
-        usage=pb.Load(
-            running=load.running,
-            queued=load.queued,
-            slots=load.slots,
-            expected_wait_seconds=load.expected_wait,
-            tokens_per_second=load.tokens_per_second,
-        ),
+        usage=load.to_message(offer.load),
         queue_limit=offer.queue_limit,
         decoupled=offer.decoupled,
         loadable=offer.loadable,

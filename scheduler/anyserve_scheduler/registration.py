@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from anyserve_scheduler.fleet import Load, OfferView
+from anyserve.load import Load
+from anyserve_scheduler.fleet import OfferView
 
 
 @attrs.frozen

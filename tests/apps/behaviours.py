@@ -73,6 +73,14 @@ async def repeat(request: Request, context: Context) -> AsyncIterator[Response]:
         yield Response(outputs={"OUT": np.array([value], np.int32)})
 
 
+@app.capability("speak")
+async def speak(request: Request, context: Context) -> AsyncIterator[Response]:
+    """A response of 7 tokens each 20 ms, without end."""
+    while True:
+        yield Response(outputs={"text": "seven tokens"}, tokens=7)
+        await trio.sleep(0.02)
+
+
 @app.capability("flood")
 async def flood(request: Request, context: Context) -> AsyncIterator[Response]:
     """Responses of `size` bytes without end; how many were given is written to `file`."""

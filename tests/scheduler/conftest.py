@@ -28,8 +28,9 @@ from anyserve_scheduler.watched import WatchedRegistry
 
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
+from anyserve.load import Load
 from anyserve.offers import Offer
-from anyserve.replica.reports import Load, Standing
+from anyserve.replica.reports import Standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.transport.channel import Channel
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import attrs
 from anyserve_scheduler.demand import Action, Demand, DemandTerms, Verb
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 
 TERMS = DemandTerms()
 IDLE = Load(0, 0, 2, 0.0)

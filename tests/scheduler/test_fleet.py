@@ -6,7 +6,6 @@ from anyserve_scheduler.fleet import (
     Change,
     ChangeKind,
     Fleet,
-    Load,
     OfferView,
     ReplicaState,
     ReplicaView,
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 
 
 def replica(

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from anyserve_protos import inference as pb
 from anyserve_protos.anyserve import v1 as wire
-from anyserve_scheduler.fleet import Load, OfferView
+from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.registration import LeaseTerms, Registration
 from anyserve_scheduler.scheduler import Scheduler, SchedulerConfig
 from grpclib.const import Cardinality, Handler
@@ -32,6 +32,7 @@ from anyserve.errors import (
     Unavailable,
     Unimplemented,
 )
+from anyserve.load import Load
 from anyserve.needs import to_bytes
 from anyserve.transport import trio_server
 from anyserve.transport.address import TcpAddress

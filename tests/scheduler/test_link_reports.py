@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+import attrs
 import pytest
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_scheduler.messages import offer_of, registration_of, report_of
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument
+from anyserve.load import Load
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
 from anyserve.replica.pool import Pool, State
-from anyserve.replica.reports import Load, OnDemand, Standing, all_offers, report, standing
+from anyserve.replica.reports import OnDemand, Standing, all_offers, report, standing
 
 loads = st.builds(
     Load,
@@ -26,6 +28,7 @@ loads = st.builds(
     queued=st.integers(0, 100),
     slots=st.integers(0, 100),
     expected_wait=st.floats(0, 60),
+    tokens_per_second=st.floats(0, 1000),
 )
 names = st.sampled_from(["decode", "decode.heavy", "embedding", "rank"])
 attributes = st.dictionaries(
@@ -74,7 +77,7 @@ def known(registry: MemoryRegistry) -> Any:
     return {
         name: (
             *(offer.capability, offer.version, offer.queue_limit, offer.decoupled, offer.resumable),
-            *(offer.load.running, offer.load.queued, offer.load.slots, offer.load.expected_wait),
+            offer.load,
             *(offer.on_demand, offer.loadable, offer.loading, offer.failures, offer.failure),
         )
         for name, offer in view.offers.items()
@@ -86,7 +89,7 @@ def truth(now: Standing) -> Any:
         name: (
             Capability(name, offer.capability.attributes, offer.version),
             *(offer.version, offer.queue, offer.decoupled, offer.resumable),
-            *(load.running, load.queued, load.slots, load.expected_wait),
+            now.loads.get(name, Load(0, 0, 0, 0.0)),
             *(
                 (True, not each.loaded, each.loading, each.failures, each.failure)
                 if (each := now.on_demand.get(name)) is not None
@@ -94,7 +97,6 @@ def truth(now: Standing) -> Any:
             ),
         )
         for name, offer in now.offers.items()
-        for load in [now.loads.get(name, Load(0, 0, 0, 0.0))]
     }, now.draining
 
 
@@ -145,7 +147,7 @@ def test_a_pool_with_a_free_slot_has_no_wait() -> None:
     busy = pool()
     busy.service_time.observe(3.0)
     busy.acquire(Waiting(), math.inf)
-    assert standing([busy], False).loads == {"decode": Load(1, 0, 2, 0.0)}
+    assert standing([busy], False, 0.0).loads == {"decode": Load(1, 0, 2, 0.0)}
 
 
 async def test_a_full_pools_wait_is_that_of_one_more_request() -> None:
@@ -153,15 +155,26 @@ async def test_a_full_pools_wait_is_that_of_one_more_request() -> None:
     full.service_time.observe(3.0)
     for _ in range(5):
         full.acquire(Waiting(), math.inf)
-    assert standing([full], False).loads == {"decode": Load(2, 3, 2, (3 + 1) * 3.0 / 2)}
+    assert standing([full], False, 0.0).loads == {"decode": Load(2, 3, 2, (3 + 1) * 3.0 / 2)}
+
+
+def test_the_tokens_per_second_of_a_decoupled_offer_are_told_and_of_no_other() -> None:
+    streams = pool()
+    streams.offer = attrs.evolve(streams.offer, decoupled=True)
+    whole = pool()
+    for busy in (streams, whole):
+        standing([busy], False, 0.0)
+        busy.given = 90
+    assert standing([streams], False, 2.0).loads["decode"].tokens_per_second == 45.0
+    assert standing([whole], False, 2.0).loads["decode"].tokens_per_second == 0.0
 
 
 def test_what_has_no_worker_is_not_offered() -> None:
     lost = pool()
     executor = lost.seats[0].executor
-    assert standing([lost], False).offers.keys() == {"decode"}
+    assert standing([lost], False, 0.0).offers.keys() == {"decode"}
     lost.remove(executor, "it died")
-    assert standing([lost], False) == Standing({}, {}, False)
+    assert standing([lost], False, 0.0) == Standing({}, {}, False)
 
 
 def test_what_is_on_demand_is_offered_whether_it_is_loaded_or_not() -> None:
@@ -170,7 +183,7 @@ def test_what_is_on_demand_is_offered_whether_it_is_loaded_or_not() -> None:
     idle = Load(0, 0, 2, 0.0)
 
     def told() -> Standing:
-        now = standing([kept], False)
+        now = standing([kept], False, 0.0)
         assert now.offers == {"decode": kept.offer}
         return now
 
@@ -185,7 +198,7 @@ def test_what_is_on_demand_is_offered_whether_it_is_loaded_or_not() -> None:
     assert told().on_demand == {"decode": OnDemand(False, False, 2, "no memory")}
     kept.set_state(State.READY, "")
     kept.remove(kept.seats[0].executor, "it died")
-    assert standing([kept], False) == Standing({}, {}, False), "it is being restarted"
+    assert standing([kept], False, 0.0) == Standing({}, {}, False), "it is being restarted"
 
 
 @pytest.mark.parametrize("value", [True, False, 7, -1, 2**63, 0.5, "smollm2"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, Load, OfferView, ReplicaState
+from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, OfferView, ReplicaState
 from anyserve_scheduler.registration import Heard, LeaseTerms, Registration, Report
 from anyserve_scheduler.registry import Limits, MemoryRegistry
 
@@ -14,6 +14,7 @@ from anyserve.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
+from anyserve.load import Load
 
 IDLE = Load(0, 0, 4, 0.0)
 BUSY = Load(4, 3, 4, 0.75, 40.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import attrs
 import hypothesis.strategies as st
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState
+from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState
 from anyserve_scheduler.registration import Heard, LeaseTerms, Registration, Report
 from anyserve_scheduler.registry import MemoryRegistry
 from hypothesis import settings
@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from anyserve.capability import Capability
 from anyserve.errors import AlreadyExists, AnyServeError, FailedPrecondition, InvalidArgument
+from anyserve.load import Load
 
 TERMS = LeaseTerms(lease=10.0, interval=2.0, grace=0.5)
 IDS = ("a", "b", "c")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from random import Random
 
 import pytest
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
 from anyserve_scheduler.routing import (
     LEAST_WAIT,
     POLICIES,
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from anyserve.capability import Capability, tier
 from anyserve.errors import InvalidArgument, NotFound, Status
+from anyserve.load import Load
 
 DECODE = Capability("decode")
 LONG = Capability("decode", {"max_context": 32_000})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from random import Random
 
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
 from anyserve_scheduler.routing import (
     POWER_OF_TWO,
     Decision,
@@ -15,6 +15,7 @@ from anyserve_scheduler.routing import (
 )
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 
 DECODE = Capability("decode")
 HEAVY = Capability("decode.heavy")

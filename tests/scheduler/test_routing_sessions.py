@@ -3,10 +3,11 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from anyserve_scheduler.fleet import Fleet, Load, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
 from anyserve_scheduler.routing import LEAST_WAIT, Decision, Hints, Router, Sessions, Why
 
 from anyserve.capability import Capability
+from anyserve.load import Load
 
 DECODE = Capability("decode")
 MINE = Hints(session="mine")

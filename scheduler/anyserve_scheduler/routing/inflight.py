@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import attrs
 
-from anyserve_scheduler.fleet import Load
+from anyserve.load import Load
 
 Key = tuple[str, str]
 """One offer of the fleet: a replica's id and a capability's name."""

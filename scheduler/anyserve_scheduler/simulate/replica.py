@@ -94,7 +94,7 @@ class Process:
 
     def standing(self) -> Standing:
         """What it reports."""
-        return standing(self.dispatcher.pools, draining=False)
+        return standing(self.dispatcher.pools, draining=False, now=self.replica.loop.now)
 
     def load(self, name: str) -> None:
         """Have a capability in a while."""

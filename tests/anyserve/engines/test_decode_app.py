@@ -63,6 +63,7 @@ async def test_a_stream_has_a_response_for_each_piece_and_the_same_text(app: App
     assert [p.outputs["finish_reason"] for p in pieces] == [""] * (len(pieces) - 1) + ["length"]
     assert all(set(piece.outputs) == ALWAYS for piece in pieces)
     assert pieces[-1].outputs["num_output_tokens"] == 6
+    assert sum(piece.tokens for piece in pieces) == whole.tokens == 6
 
 
 async def test_messages_are_a_chat(app: App) -> None:

@@ -80,6 +80,8 @@ class Heard:
     def on_reply(self, reply: Reply) -> None:
         self.replies += 1
 
+    def on_tokens(self, more: int) -> None: ...
+
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
         self.ends.append(error)
 

@@ -45,6 +45,12 @@ async def big(request: Request, context: Context) -> Response:
     return Response(outputs={"x": np.full(frames.LEASE_THRESHOLD, 7, np.uint8)})
 
 
+@app.capability("words")
+async def words(request: Request, context: Context) -> AsyncIterator[Response]:
+    for tokens in (1, 5, 0):
+        yield Response(outputs={"n": tokens}, tokens=tokens)
+
+
 @app.capability("forever")
 async def forever(request: Request, context: Context) -> Response:
     await trio.sleep_forever()
@@ -133,6 +139,18 @@ async def test_a_handler_gives_no_more_responses_than_it_has_credit_for() -> Non
         frame = await replica.next()
         assert (frame.kind, frame.call) == (Kind.ERROR, 1)
         assert frames.decode_error(frame).status is Status.CANCELLED
+
+
+async def test_what_a_response_has_more_or_less_than_one_token_is_said_behind_it() -> None:
+    async with served() as replica:
+        await replica.start(1, "words")
+        kinds = [(frame := await replica.next()).kind, (await replica.next()).kind]
+        assert kinds == [Kind.RESPONSE, Kind.RESPONSE]
+        assert frames.decode_tokens(await replica.next()) == 4
+        assert (await replica.next()).kind == Kind.RESPONSE
+        assert frames.decode_tokens(frame := await replica.next()) == -1
+        assert frame.call == 1
+        assert (await replica.next()).kind == Kind.END
 
 
 async def test_a_large_reply_is_lent_until_the_replica_gives_it_back() -> None:

@@ -330,7 +330,7 @@ class Load(betterproto2.Message):
 
     tokens_per_second: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
     """
-    0 where it is not known.
+    Given lately, in responses where nobody counts tokens; 0 where each request has one.
     """
 
 
