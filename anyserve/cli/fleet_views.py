@@ -37,7 +37,11 @@ def table(fleet: pb.FleetReply, width: int) -> list[str]:
     for replica, of_replica in zip(fleet.replicas, offers, strict=True):
         lines += textwrap.wrap(_summary(replica), width, subsequent_indent=2 * _INDENT)
         lines += map(line, of_replica) if of_replica else [_INDENT + "offers nothing"]
-        lines += _error(replica.last_error, width)
+        for offer in replica.offers:
+            if offer.failures:
+                lines += _error(f"{offer.name} could not be loaded: {offer.failure}", width)
+        if replica.last_error:
+            lines += _error(f"last error: {replica.last_error}", width)
     if fleet.refused:
         lines += textwrap.wrap(
             f"{fleet.refused} registrations refused, the last one of {fleet.last_refusal}", width
@@ -68,6 +72,8 @@ def _row(offer: pb.Offer) -> tuple[str, ...]:
 def _name(offer: pb.Offer) -> str:
     attributes = ", ".join(f"{k}={_value(v)}" for k, v in sorted(offer.attributes.items()))
     name = f"{offer.name}[{attributes}]" if attributes else offer.name
+    if offer.loading:
+        return f"{name} (loading)"
     return f"{name} (not loaded)" if offer.loadable else name
 
 
@@ -76,10 +82,8 @@ def _wait(seconds: float) -> str:
 
 
 def _error(message: str, width: int) -> list[str]:
-    if not message:
-        return []
     return textwrap.wrap(
-        f"last error: {message}",
+        message,
         width,
         initial_indent=_INDENT,
         subsequent_indent=2 * _INDENT,
@@ -134,5 +138,9 @@ def _offer_json(offer: pb.Offer) -> dict[str, Any]:
         "tokens_per_second": load.tokens_per_second,
         "queue_limit": offer.queue_limit,
         "decoupled": offer.decoupled,
+        "on_demand": offer.on_demand,
         "loadable": offer.loadable,
+        "loading": offer.loading,
+        "failures": offer.failures,
+        "failure": offer.failure,
     }

@@ -80,6 +80,21 @@ def test_a_long_wait_is_told_in_seconds() -> None:
     assert "  3600 s" in table(pb.FleetReply(replicas=[replica]), 100)[3]
 
 
+def test_what_is_on_demand_says_how_far_it_is() -> None:
+    offers = [
+        pb.Offer(name="rank", on_demand=True),
+        pb.Offer(name="sum", on_demand=True, loadable=True, loading=True),
+        pb.Offer(name="vote", on_demand=True, loadable=True, failures=2, failure="no memory"),
+    ]
+    lines = table(pb.FleetReply(replicas=[pb.FleetReplica(offers=offers)]), 100)
+    assert [line.split("  ")[1] for line in lines[3:6]] == [
+        "rank",
+        "sum (loading)",
+        "vote (not loaded)",
+    ]
+    assert lines[6] == "  vote could not be loaded: no memory"
+
+
 def test_registrations_that_were_refused_come_last() -> None:
     fleet = pb.FleetReply(refused=3, last_refusal="b: it is over")
     assert table(fleet, 100)[-1] == "3 registrations refused, the last one of b: it is over"
