@@ -325,5 +325,5 @@ def test_a_scheduler_stops_when_it_is_told_to(start_scheduler: Any) -> None:
     scheduler = start_scheduler()
     scheduler.process.send_signal(signal.SIGTERM)
     assert scheduler.process.wait(10) == 0
-    assert scheduler.process.stdout.read() == "stopped\n"
+    assert scheduler.process.stdout.read() == "draining: 0 requests in flight\nstopped\n"
     assert scheduler.log.read_text() == ""
