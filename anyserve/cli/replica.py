@@ -40,6 +40,10 @@ examples:
   anyserve replica --app examples.echo:app
   anyserve replica --app mine:create_app --workers 2 --python /opt/engine/bin/python
   anyserve replica --app examples.echo:app --in-process
+  anyserve replica --caps embedding --on-demand decode --scheduler 127.0.0.1:8000
+
+What is on demand has no worker, and takes no memory, until a request in the fleet needs it or a
+client loads it (RepositoryModelLoad). Its app is imported once, to hear what it offers.
 
 With --in-process your apps run in the replica's own process, as tasks of it: no worker, no shared
 memory, and less CPU for each request. It is for light async handlers that you trust: one that
@@ -69,6 +73,13 @@ def add_command(commands: Any) -> None:
         "--caps",
         type=names,
         help="capabilities to serve, with commas; left out, all of the apps, or what is built in",
+    )
+    add(
+        "--on-demand",
+        type=names,
+        default=(),
+        metavar="CAPS",
+        help="capabilities to load when the scheduler wants them, with commas",
     )
     add(
         "--app",
@@ -129,6 +140,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _contradiction(options: argparse.Namespace) -> str | None:
     """Which options make no sense together."""
+    both = sorted(set(options.caps or ()) & set(options.on_demand))
+    if both:
+        return f"--caps and --on-demand both name {', '.join(both)}"
     if options.in_process:
         if not options.app:
             return "--in-process is for your apps: --app is missing"
@@ -173,9 +187,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         )
         for name, target in BUILTINS.items()
     }
-    if options.caps is None and not apps:
-        return Plan(apps, builtins, tuple(BUILTINS))
-    return Plan(apps, builtins, options.caps)
+    wanted = options.caps
+    if wanted is None and not apps:
+        wanted = tuple(name for name in BUILTINS if name not in options.on_demand)
+    return Plan(apps, builtins, wanted, options.on_demand)
 
 
 def _app_name(target: str, before: Sequence[str]) -> str:
@@ -188,7 +203,7 @@ def _app_name(target: str, before: Sequence[str]) -> str:
 async def _serve(config: ReplicaConfig) -> None:
     began = time.monotonic()
     loading = config.plan.wanted or [app.target for app in config.plan.apps]
-    say(f"anyserve {__version__}: loading {', '.join(loading)}")
+    say(f"anyserve {__version__}: loading {', '.join(loading) or 'nothing yet'}")
     replica = Replica(config)
     failure: BaseException | None = None
     try:
@@ -247,6 +262,9 @@ def _announce(replica: Replica, seconds: float) -> None:
     say(f"ready in {seconds:.1f} s on {replica.address}")
     for offer in offers:
         say(f"  {offer.capability}")
+    for pool in replica.dispatcher.pools:
+        if pool.on_demand:
+            say(f"  {pool.offer.capability}, on demand")
     say(f"try: {_command()} infer {replica.address} {_example(offers)}")
 
 

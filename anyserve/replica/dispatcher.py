@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import trio
 from anyserve_actors import Actor, Context, Detail
 
-from anyserve.capability import Capability, explain_absence, satisfying
+from anyserve.capability import Capability, explain_absence, least, satisfying
 from anyserve.deadlines import Deadlines
 from anyserve.errors import NotFound, Unavailable, elsewhere
 from anyserve.intake import Intake
@@ -131,8 +131,23 @@ class Dispatcher(Actor[None]):
         offers = self._loaded()
         names = [offer.name for offer in satisfying(need, offers)]
         if not names:
-            raise elsewhere(NotFound(explain_absence(need, offers)))
+            message = explain_absence(need, offers)
+            loadable = self.loadable(need)
+            if loadable is not None:
+                what = loadable.offer.capability
+                message = f"{what} is on demand, and not loaded: RepositoryModelLoad loads it"
+            raise elsewhere(NotFound(message))
         return [self._pools[name] for name in names]
+
+    def loadable(self, need: Capability) -> Pool | None:
+        """The least powerful on demand that satisfies `need` and is not loaded, if there is one."""
+        pools = [
+            pool
+            for pool in self._pools.values()
+            if pool.on_demand and pool.state in (State.UNAVAILABLE, State.UNLOADING)
+        ]
+        found = least(need, [pool.offer.capability for pool in pools])
+        return None if found is None else self._pools[found.name]
 
     def _loaded(self) -> list[Capability]:
         return [

@@ -29,10 +29,11 @@ from anyserve.replica.calls import HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.handback import Handback
 from anyserve.replica.inference import Inference
+from anyserve.replica.orders import Orders
 from anyserve.replica.pool import State
 from anyserve.replica.reports import standing
 from anyserve.replica.repository import Plan, Repository
-from anyserve.replica.scheduler_link import LinkConfig, SchedulerLink
+from anyserve.replica.scheduler_link import LinkConfig, SchedulerLink, ignore
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
 from anyserve.transport.address import TcpAddress
@@ -109,6 +110,7 @@ class Replica:
         self._draining = False
         self.link: SchedulerLink | None = None
         """That to its scheduler; None where it runs alone."""
+        self._orders: Orders | None = None
         self.dispatcher = Dispatcher(on_change=self._changed)
         self.repository = Repository(
             config.plan,
@@ -135,7 +137,7 @@ class Replica:
                 ChildSpec("ingress", self._new_ingress),
                 ChildSpec("admin", self._new_admin),
                 self._repository_spec,
-                *([ChildSpec("scheduler-link", self._new_link)] if config.link else []),
+                *self._scheduler_specs(),
             ],
             Policy(max_restarts=0),
         )
@@ -237,6 +239,21 @@ class Replica:
             replica_id=id,
         )
 
+    def _scheduler_specs(self) -> list[ChildSpec[None]]:
+        """What a replica has that is one of a fleet."""
+        config = self._config
+        if config.link is None:
+            return []
+        return [
+            *([ChildSpec("orders", self._new_orders)] if config.plan.on_demand else []),
+            ChildSpec("scheduler-link", self._new_link),
+        ]
+
+    def _new_orders(self) -> Orders:
+        names = self._config.plan.on_demand
+        self._orders = Orders(names, self._root.address(self._repository_spec))
+        return self._orders
+
     def _new_link(self) -> SchedulerLink:
         config = self._config.link
         assert config is not None
@@ -245,5 +262,6 @@ class Replica:
             str(config.advertise or self.address),
             lambda: standing(self.dispatcher.pools, self._draining, trio.current_time()),
             lambda: open_channel(config.scheduler),
+            ignore if self._orders is None else self._orders.give,
         )
         return self.link

@@ -20,6 +20,8 @@ from anyserve.replica.pool import State
 from anyserve.replica.process import EXIT_TIMEOUT
 from anyserve.replica.worker_link import Patience, WorkerFailed, WorkerLink
 
+NOT_LOADED = "it is on demand, and not loaded"
+
 
 class StartError(Exception):
     """The replica can't start as it was asked to; the message is one line for people."""
@@ -35,10 +37,12 @@ class LoadModel:
 
 @attrs.frozen
 class UnloadModel:
-    """Stop serving the capability `name`; answered at once, done when its requests have ended."""
+    """Stop serving the capability `name`, when its requests have ended."""
 
     name: str
     reply: Reply[None]
+    at_once: bool = True
+    """Whether it is answered before that."""
 
 
 @attrs.frozen
@@ -50,7 +54,9 @@ class Plan:
     builtins: Mapping[str, AppSpec]
     """Capabilities that come with the package, each with its app; imported where wanted."""
     wanted: Sequence[str] | None
-    """The capabilities to serve; None is all that `apps` declare."""
+    """The capabilities to serve; None is all that `apps` declare, but those on demand."""
+    on_demand: Sequence[str] = ()
+    """Capabilities to load when the scheduler wants them, or a client."""
 
 
 class Repository(Actor[LoadModel | UnloadModel]):
@@ -82,7 +88,8 @@ class Repository(Actor[LoadModel | UnloadModel]):
     async def run(self, context: Context[LoadModel | UnloadModel]) -> None:
         """Load what is wanted, then load and unload as asked; raises `StartError`."""
         for name in self._plan.builtins:
-            self._dispatcher.declare(Offer(Capability(name)))
+            if name not in self._plan.on_demand:
+                self._dispatcher.declare(Offer(Capability(name)))
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -92,6 +99,10 @@ class Repository(Actor[LoadModel | UnloadModel]):
                     await group.until_declared()
                 for group in self._choose():
                     nursery.start_soon(self._start, group)
+                    if not group.wanted:
+                        await group.until_declared()
+                        group.starting.cancel()
+                self._offer_on_demand()
         except* (WorkerFailed, LoadFailed, StartError) as errors:
             failure = _first_leaf(errors)
         if failure is not None:
@@ -107,13 +118,18 @@ class Repository(Actor[LoadModel | UnloadModel]):
         return group
 
     def _choose(self) -> list[Group]:
-        """Tell the apps what of them is wanted; the groups of built-in apps still to start."""
+        """Tell the apps what of them is wanted; the groups of built-in apps still to start.
+
+        Those of which nothing is wanted are only to declare what is offered on demand.
+        """
         declared = {offer.name for group in self._groups for offer in group.declared or ()}
-        wanted = declared if self._plan.wanted is None else set(self._plan.wanted)
+        on_demand = set(self._plan.on_demand)
+        wanted = declared - on_demand if self._plan.wanted is None else set(self._plan.wanted)
         known = declared | self._plan.builtins.keys()
-        if wanted - known:
+        unknown = (wanted | on_demand) - known
+        if unknown:
             raise StartError(
-                f"unknown capability {', '.join(sorted(wanted - known))};"
+                f"unknown capability {', '.join(sorted(unknown))};"
                 f" there is: {', '.join(sorted(known))}"
             )
         for name in wanted:
@@ -123,11 +139,17 @@ class Repository(Actor[LoadModel | UnloadModel]):
             if not group.wanted:
                 group.starting.cancel()
         added = []
-        for name in sorted(wanted - declared):
+        for name in sorted((wanted | on_demand) - declared):
             group = self._add_group(self._plan.builtins[name])
-            group.want({name})
+            group.want({name} & wanted)
             added.append(group)
         return added
+
+    def _offer_on_demand(self) -> None:
+        """Let it be known what could be loaded, which has been declared."""
+        for name in self._plan.on_demand:
+            self._dispatcher.pool(name).on_demand = True
+            self._dispatcher.set_state(name, State.UNAVAILABLE, NOT_LOADED)
 
     async def _start(self, group: Group) -> None:
         """Start the workers of an app and wait until all have loaded it.
@@ -189,7 +211,11 @@ class Repository(Actor[LoadModel | UnloadModel]):
         for group in self._groups:
             if any(offer.name == name for offer in group.declared or ()):
                 return group
-        return self._add_group(self._plan.builtins[name])
+        spec = self._plan.builtins[name]
+        for group in self._groups:
+            if group.spec is spec:  # it is being loaded for the first time
+                return group
+        return self._add_group(spec)
 
     async def _load(self, group: Group, name: str) -> None:
         if self._dispatcher.pool(name).state is State.READY:
@@ -205,10 +231,13 @@ class Repository(Actor[LoadModel | UnloadModel]):
                 await self._start(group)
         except* (WorkerFailed, LoadFailed) as errors:
             failure = _first_leaf(errors)
+        pool = self._dispatcher.pool(name)
         if failure is not None:
             group.want(was_wanted)
+            pool.failures, pool.failure = pool.failures + 1, str(failure)
             self._dispatcher.set_state(name, State.UNAVAILABLE, str(failure))
             raise Internal(f"{name!r} could not be loaded: {failure}")
+        pool.failures, pool.failure = 0, ""
         self._dispatcher.set_state(name, State.READY)
 
     async def _unload(self, group: Group, message: UnloadModel) -> None:
@@ -218,13 +247,15 @@ class Repository(Actor[LoadModel | UnloadModel]):
             message.reply.set(None)
             return
         self._dispatcher.set_state(name, State.UNLOADING, "it is being unloaded")
-        message.reply.set(None)
+        if message.at_once:
+            message.reply.set(None)
         with trio.move_on_after(self._unload_timeout):
             await pool.until_idle()
         group.want(group.wanted - {name})
         if not group.wanted:
             await self._stop(group)
         self._dispatcher.set_state(name, State.UNAVAILABLE, "it was unloaded")
+        message.reply.set(None)
 
 
 def _first_leaf(group: BaseExceptionGroup[Exception]) -> BaseException:

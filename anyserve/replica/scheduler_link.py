@@ -20,6 +20,7 @@ from anyserve.errors import (
     Internal,
     Unavailable,
 )
+from anyserve.replica.orders import Order
 from anyserve.replica.reports import Standing, all_offers, report
 from anyserve.transport.address import TcpAddress
 from anyserve.transport.channel import ClientStream
@@ -48,6 +49,10 @@ class LinkConfig:
     """Its own in the fleet; empty: the host's name and the port."""
 
 
+def ignore(order: Order) -> None:
+    """What a replica does with orders that has nothing on demand."""
+
+
 class SchedulerLink(Actor[None]):
     """Keeps a replica registered with its scheduler.
 
@@ -60,11 +65,13 @@ class SchedulerLink(Actor[None]):
         address: str,
         standing: Callable[[], Standing],
         open_channel: Callable[[], AbstractAsyncContextManager[Channel]],
+        order: Callable[[Order], None] = ignore,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """address: where the scheduler reaches the replica. standing: what it offers now.
 
-        open_channel: a channel to the scheduler, a new one for each attempt.
+        open_channel: a channel to the scheduler, a new one for each attempt. order: takes what
+        the scheduler wants loaded or unloaded, and does not wait.
         """
         self.replica_id = replica_id
         self.token = secrets.token_bytes(32)
@@ -81,6 +88,7 @@ class SchedulerLink(Actor[None]):
         self._instance = secrets.token_bytes(16)
         self._standing = standing
         self._open_channel = open_channel
+        self._order = order
         self._jitter = jitter
         self._changed = trio.Event()
         self._want_full = False
@@ -204,12 +212,16 @@ class SchedulerLink(Actor[None]):
             told = now
 
     async def _read(self, stream: Stream) -> None:
-        """Take the scheduler's answers; raises when the link has ended."""
+        """Take the scheduler's answers and orders; raises when the link has ended."""
         async for message in stream:
             self._heard(self._patience)
             if message.heard is not None and message.heard.want_full:
                 self._want_full = True
                 self._changed.set()
+            if message.want is not None:
+                self._order(Order(message.want.name, True, message.want.reason))
+            if message.unwant is not None:
+                self._order(Order(message.unwant.name, False, message.unwant.reason))
         raise Unavailable("the scheduler ended the link")
 
     def _heard(self, patience: float) -> None:

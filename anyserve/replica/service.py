@@ -10,7 +10,7 @@ from anyserve_protos import inference as pb
 from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
-from anyserve.capability import check_name
+from anyserve.capability import Capability, check_name
 from anyserve.errors import AnyServeError, InvalidArgument, NotFound, Unimplemented
 from anyserve.objects.regions import Regions
 from anyserve.replica.dispatcher import Dispatcher
@@ -141,10 +141,10 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=pool.serving)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        return model_metadata(self._loaded(request.name, request.version).offer)
+        return model_metadata(self._offered(request.name, request.version).offer)
 
     async def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
-        pool = self._loaded(request.name, request.version)
+        pool = self._offered(request.name, request.version)
         return pb.ModelConfigResponse(config=model_config(pool.offer))
 
     async def model_statistics(
@@ -168,6 +168,17 @@ class InferenceService:
         pool = self._dispatcher.loaded_pool(check_name(name))
         require_version(pool.offer, version)
         return pool
+
+    def _offered(self, name: str, version: str) -> Pool:
+        """The same, or what is on demand and would serve it: its app has said what it is."""
+        try:
+            return self._loaded(name, version)
+        except NotFound:
+            pool = self._dispatcher.loadable(Capability(name))
+            if pool is None:
+                raise
+            require_version(pool.offer, version)
+            return pool
 
     # The repository.
 
