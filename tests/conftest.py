@@ -26,6 +26,7 @@ settings.register_profile("anyserve", deadline=None, suppress_health_check=[Heal
 settings.load_profile("anyserve")
 
 ROOT = Path(__file__).parent.parent
+HTTP = re.compile(r"^HTTP on (\S+)$", re.MULTILINE)
 READY = re.compile(r"^ready in .* on (\S+:(\d+))$", re.MULTILINE)
 
 
@@ -55,6 +56,8 @@ class LiveReplica:
     port: int
     log: Path
     """Its standard error."""
+    http: str = ""
+    """Where it serves HTTP, with `--http`."""
 
     def log_text(self) -> str:
         """What it has logged so far."""
@@ -90,7 +93,9 @@ def running_replica(log: Path, *options: str) -> Iterator[LiveReplica]:
             if not line:
                 raise AssertionError(f"the replica did not start: {printed}{log.read_text()}")
             printed += line
-        yield LiveReplica(process, match[1], int(match[2]), log)
+        http = HTTP.search(printed)
+        address = http[1] if http else ""
+        yield LiveReplica(process, match[1], int(match[2]), log, address)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -108,6 +113,15 @@ def replica(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterato
     """One that all tests share, which leave it as they found it: `tests/apps/behaviours.py`."""
     log = tmp_path_factory.mktemp("replica") / "log"
     with running_replica(log, "--transport", transport, "--app", "behaviours:app") as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def http_replica(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[LiveReplica]:
+    """The same with HTTP."""
+    log = tmp_path_factory.mktemp("http-replica") / "log"
+    options = ("--transport", transport, "--app", "behaviours:app", "--http", "0")
+    with running_replica(log, *options) as live:
         yield live
 
 

@@ -18,6 +18,8 @@ from anyserve import __version__, collector, heap, logs
 from anyserve.cli.arguments import complain, count, names, place, port, say, seconds
 from anyserve.engines import BUILTINS
 from anyserve.errors import innermost
+from anyserve.http.settings import add_options as add_http_options
+from anyserve.http.settings import http_config
 from anyserve.offers import Offer
 from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
@@ -40,6 +42,7 @@ examples:
   anyserve replica --app examples.echo:app
   anyserve replica --app mine:create_app --workers 2 --python /opt/engine/bin/python
   anyserve replica --app examples.echo:app --in-process
+  anyserve replica --caps decode --http 8080 --api-key-file keys.txt
   anyserve replica --caps embedding --on-demand decode --scheduler 127.0.0.1:8000
 
 What is on demand has no worker, and takes no memory, until a request in the fleet needs it or a
@@ -102,6 +105,7 @@ def add_command(commands: Any) -> None:
     add("--replica-id", default="", help="its name in the fleet (host name and port)")
     add("--server-name", default="anyserve", help="what ServerMetadata says (anyserve)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
+    add_http_options(parser, port)
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     parser.set_defaults(run=run)
@@ -109,6 +113,11 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal; the exit status."""
+    try:
+        http = http_config(options)
+    except ValueError as error:
+        complain(error)
+        return 2
     contradiction = _contradiction(options)
     if contradiction is not None:
         complain(contradiction)
@@ -124,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
         drain_timeout=options.drain_timeout,
         client_shared_memory=not options.no_client_shared_memory,
         link=_link(options),
+        http=http,
     )
     try:
         trio.run(_serve, config)
@@ -259,6 +269,8 @@ class _Signals:
 
 def _announce(replica: Replica, seconds: float) -> None:
     offers = [p.offer for p in replica.dispatcher.pools if p.state is State.READY]
+    if replica.http_address is not None:
+        say(f"HTTP on {replica.http_address}")
     say(f"ready in {seconds:.1f} s on {replica.address}")
     for offer in offers:
         say(f"  {offer.capability}")

@@ -17,6 +17,7 @@ class Offered:
     """One capability that is served now."""
 
     capability: Capability
+    version: str
     decoupled: bool
     """Whether one request may have any number of responses."""
 
@@ -56,11 +57,16 @@ class Backend(Protocol):
     """Who serves."""
 
     def offers(self) -> Sequence[Offered]:
-        """All that is served now, here or by the fleet, by name."""
+        """All that is served now: by this replica, or by the fleet of this scheduler."""
         ...
 
     def ready(self) -> bool:
         """Whether requests are taken."""
+        ...
+
+    @property
+    def relays(self) -> bool:
+        """Whether what is not offered here may be served elsewhere, so that it is worth asking."""
         ...
 
     def infer(

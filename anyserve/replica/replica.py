@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -22,6 +23,7 @@ from anyserve_actors import (
 
 from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
+from anyserve.http.settings import HttpConfig
 from anyserve.objects.arena import Arena
 from anyserve.objects.regions import Regions
 from anyserve.objects.segments import new_prefix, sweep
@@ -36,13 +38,16 @@ from anyserve.replica.repository import Plan, Repository
 from anyserve.replica.scheduler_link import LinkConfig, SchedulerLink, ignore
 from anyserve.replica.service import SERVICE, InferenceService
 from anyserve.replica.worker_link import Patience
-from anyserve.transport.address import TcpAddress
+from anyserve.transport.address import Address, TcpAddress
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.listener import Listener
 from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
 from anyserve.transport.trio_client import open_channel
 from anyserve.transport.wires import WIRES, Serve, open_wire
+
+if TYPE_CHECKING:
+    from anyserve.http.server import HttpServer
 
 DEFAULT_PORT = 8001
 """Triton's gRPC port."""
@@ -67,6 +72,8 @@ class ReplicaConfig:
     """Whether clients may register their own shared memory."""
     link: LinkConfig | None = None
     """The scheduler to register with; None: the replica runs alone."""
+    http: HttpConfig | None = None
+    """Where HTTP is served; None: it is not."""
 
 
 class ObjectPlane(Actor[None]):
@@ -127,6 +134,7 @@ class Replica:
         self.dispatcher.calls = HandlerRequests(self.dispatcher, self.handback)
         self._repository_spec = ChildSpec("repository", lambda: self.repository)
         self._ingress: Listener | None = None
+        self._http: HttpServer | None = None
         # None of these restarts alone: what they hold belongs together, so that a failure of one
         # ends the replica and whoever started it starts a new one.
         self._root = Supervisor(
@@ -135,6 +143,7 @@ class Replica:
                 ChildSpec("dispatcher", lambda: self.dispatcher),
                 ChildSpec("workers", lambda: self._workers, shutdown_timeout=math.inf),
                 ChildSpec("ingress", self._new_ingress),
+                *([ChildSpec("http", self._new_http)] if config.http else []),
                 ChildSpec("admin", self._new_admin),
                 self._repository_spec,
                 *self._scheduler_specs(),
@@ -142,6 +151,19 @@ class Replica:
             Policy(max_restarts=0),
         )
         self._tree = Tree("replica", self._root)
+        regions = self._objects.regions
+        self._inference = Inference(
+            self.dispatcher, regions, config.limits.max_message_bytes, self.handback
+        )
+        self._service = InferenceService(
+            server_name=config.server_name,
+            dispatcher=self.dispatcher,
+            inference=self._inference,
+            regions=regions,
+            client_shared_memory=config.client_shared_memory,
+            repository=self._root.address(self._repository_spec),
+            is_ready=self._is_ready,
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -165,6 +187,11 @@ class Replica:
         assert isinstance(address, TcpAddress)
         return address
 
+    @property
+    def http_address(self) -> Address | None:
+        """Where HTTP is served, where it is; the port is the real one."""
+        return None if self._http is None else self._http.address
+
     def snapshot(self, now: float) -> Node:
         """Its actors as they are at `now`."""
         return self._tree.snapshot(now)
@@ -179,10 +206,14 @@ class Replica:
         assert self._ingress.server is not None
         self._draining = True
         self._changed()
+        if self._http is not None:
+            self._http.leave()
         with trio.move_on_after(self._config.drain_timeout):
             await self.dispatcher.drain()
             self._health.end()
             await self._ingress.server.drain()  # answers that are still being read
+            if self._http is not None:
+                await self._http.drain()
 
     def kill_workers(self) -> None:
         """End every worker at once, with what it runs."""
@@ -204,23 +235,23 @@ class Replica:
 
     def _new_ingress(self) -> Listener:
         config = self._config
-        regions = self._objects.regions
-        inference = InferenceService(
-            server_name=config.server_name,
-            dispatcher=self.dispatcher,
-            inference=Inference(
-                self.dispatcher, regions, config.limits.max_message_bytes, self.handback
-            ),
-            regions=regions,
-            client_shared_memory=config.client_shared_memory,
-            repository=self._root.address(self._repository_spec),
-            is_ready=self._is_ready,
-        )
-        services: list[Service] = [inference, HealthService(self._health)]
+        services: list[Service] = [self._service, HealthService(self._health)]
         services.append(ReflectionService([*services]))
         address = TcpAddress(config.host, config.port)
         self._ingress = Listener(self._serve, services, address, config.limits)
         return self._ingress
+
+    def _new_http(self) -> HttpServer:
+        # Only then, since a replica that speaks gRPC alone does without its libraries.
+        from anyserve.http.site import http_server
+        from anyserve.replica.http_backend import ReplicaBackend
+
+        assert self._config.http is not None
+        backend = ReplicaBackend(
+            self.dispatcher, self._inference, self._service.methods(), self._is_ready
+        )
+        self._http = http_server(self._config.http, backend)
+        return self._http
 
     def _new_admin(self) -> Listener:
         links = self.repository.links

@@ -67,10 +67,10 @@ class InferenceService:
         self._is_ready = is_ready
         self._settings = Settings()
 
-    def __mapping__(self) -> Mapping[str, Handler]:
-        """The methods, in the form of grpclib services; ModelInfer's messages stay bytes."""
+    def methods(self) -> Mapping[str, Method]:
+        """Those of one request and one reply, but for ModelInfer, by name."""
         memory, settings = self._memory, self._settings
-        simple: dict[str, Method] = {
+        return {
             "ServerLive": self.live,
             "ServerReady": self.ready,
             "ServerMetadata": self.server_metadata,
@@ -90,7 +90,10 @@ class InferenceService:
             "TraceSetting": settings.trace,
             "LogSettings": settings.log,
         }
-        return kserve_mapping(simple, self.infer, self.stream_infer)
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        """The methods, in the form of grpclib services; ModelInfer's messages stay bytes."""
+        return kserve_mapping(self.methods(), self.infer, self.stream_infer)
 
     # Inference.
 

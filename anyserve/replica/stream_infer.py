@@ -13,7 +13,6 @@ from anyserve_protos.infer_wire import InferRequestHead, stream_response
 from anyserve_protos.inference import (
     InferParameter,
     ModelInferResponse,
-    ModelStreamInferResponse,
 )
 
 from anyserve.burst import nothing
@@ -28,6 +27,7 @@ from anyserve.link.frames import Buffer
 from anyserve.replica.exchange import Reply
 from anyserve.replica.handback import MODEL_STREAM_INFER, Relay
 from anyserve.replica.inference import Accepted, Inference, scan
+from anyserve.replica.stream_errors import stream_error
 from anyserve.replica.unary import UnaryInference
 from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import Metadata, ServerStream
@@ -340,12 +340,3 @@ def _empty_final(accepted: Accepted) -> bytes:
 def ends_call(error: AnyServeError | None, stream: ServerStream) -> bool:
     """Whether a whole call ends by what one of its requests did, and its status says so."""
     return isinstance(error, DeadlineExceeded) and trio.current_time() >= stream.deadline
-
-
-def stream_error(error: AnyServeError, identity: str) -> bytes:
-    """What answers a request of a stream that failed."""
-    return bytes(
-        ModelStreamInferResponse(
-            error_message=error.message, infer_response=ModelInferResponse(id=identity)
-        )
-    )

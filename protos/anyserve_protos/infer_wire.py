@@ -25,6 +25,7 @@ __all__ = [
     "response_pieces",
     "scan_request",
     "scan_tensor_parameters",
+    "stream_content",
     "stream_response",
 ]
 
@@ -42,7 +43,7 @@ _INPUT, _OUTPUT, _RAW_INPUT, _RAW_OUTPUT = 0x2A, 0x32, 0x3A, 0x32
 _TENSOR_NAME, _INPUT_PARAMETERS, _OUTPUT_PARAMETERS = 0x0A, 0x22, 0x12
 _KEY, _VALUE = 0x0A, 0x12
 _BOOL, _INT64, _STRING, _DOUBLE, _UINT64 = 0x08, 0x10, 0x1A, 0x21, 0x28
-_INFER_RESPONSE = 0x12
+_ERROR_MESSAGE, _INFER_RESPONSE = 0x0A, 0x12
 
 _DOUBLE_FORMAT = struct.Struct("<d")
 
@@ -181,6 +182,20 @@ def stream_response(*pieces: Buffer) -> list[Buffer]:
     """A ModelStreamInferResponse with the ModelInferResponse of these pieces, to be joined."""
     size = sum(map(len, pieces))
     return [bytes((_INFER_RESPONSE,)) + encode_varint(size), *pieces]
+
+
+def stream_content(message: bytes) -> tuple[str, memoryview]:
+    """What a ModelStreamInferResponse has: an error message, and a ModelInferResponse's bytes.
+
+    Either is empty where it is not there. Raises `WireError` for another message.
+    """
+    error, response = "", memoryview(b"")
+    for tag, first, last in fields(message, 0, len(message)):
+        if tag == _ERROR_MESSAGE:
+            error = text(message, first, last)
+        elif tag == _INFER_RESPONSE:
+            response = memoryview(message)[first:last]
+    return error, response
 
 
 def _pieces(head: Buffer, tag: int, raw: Sequence[Buffer]) -> list[Buffer]:

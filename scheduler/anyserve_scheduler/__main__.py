@@ -48,6 +48,8 @@ async def _serve(config: SchedulerConfig) -> None:
             async with scheduler.running():
                 collector.settle()
                 heap.settle()
+                if scheduler.http_address is not None:
+                    say(f"HTTP on {scheduler.http_address}")
                 say(f"anyserve {__version__}: scheduler ready on {scheduler.address}")
                 await anext(signals)
                 say(f"draining: {scheduler.ways.in_flight} requests in flight")

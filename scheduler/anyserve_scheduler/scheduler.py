@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -14,7 +15,8 @@ from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
 from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
 from anyserve.errors import Unavailable
-from anyserve.transport.address import TcpAddress
+from anyserve.http.settings import HttpConfig
+from anyserve.transport.address import Address, TcpAddress
 from anyserve.transport.health import HealthService, HealthState
 from anyserve.transport.listener import Listener
 from anyserve.transport.reflection import ReflectionService
@@ -32,6 +34,9 @@ from anyserve_scheduler.routing import PREFIX, Router
 from anyserve_scheduler.service import SchedulerService
 from anyserve_scheduler.watched import WatchedRegistry
 
+if TYPE_CHECKING:
+    from anyserve.http.server import HttpServer
+
 DEFAULT_PORT = 8000
 
 
@@ -48,6 +53,8 @@ class SchedulerConfig:
     terms: LeaseTerms = attrs.field(factory=LeaseTerms)
     drain_timeout: float = 30.0
     """Seconds for what is in flight when it stops."""
+    http: HttpConfig | None = None
+    """Where HTTP is served; None: it is not."""
 
 
 class Scheduler:
@@ -71,7 +78,9 @@ class Scheduler:
         self.ways = Ways(self.registry, self.links, self.channels, self.router)
         """What is on its way through the front door."""
         self._health = HealthState()
+        self._service = GatewayService(self.ways)
         self._listener: Listener | None = None
+        self._http: HttpServer | None = None
         # As in a replica, none of these restarts alone.
         self._root = Supervisor(
             [
@@ -79,6 +88,7 @@ class Scheduler:
                 ChildSpec("channels", lambda: self.channels),
                 ChildSpec("gateway", lambda: Gateway(self.ways)),
                 ChildSpec("ingress", self._new_listener),
+                *([ChildSpec("http", self._new_http)] if config.http else []),
                 ChildSpec("admin", self._new_admin),
             ],
             Policy(max_restarts=0),
@@ -106,10 +116,14 @@ class Scheduler:
         assert self._listener is not None
         assert self._listener.server is not None
         self._health.set("", False)
+        if self._http is not None:
+            self._http.leave()
         with trio.move_on_after(self._config.drain_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listener.server.drain)
                 await self.ways.intake.drain()
+                if self._http is not None:
+                    nursery.start_soon(self._http.drain)
                 self._health.end()
                 self.links.end(Unavailable("the scheduler is stopping"))
 
@@ -122,6 +136,11 @@ class Scheduler:
         assert isinstance(address, TcpAddress)
         return address
 
+    @property
+    def http_address(self) -> Address | None:
+        """Where HTTP is served, where it is; the port is the real one."""
+        return None if self._http is None else self._http.address
+
     def snapshot(self, now: float) -> Node:
         """Its actors as they are at `now`."""
         return self._tree.snapshot(now)
@@ -130,13 +149,22 @@ class Scheduler:
         config = self._config
         services: list[Service] = [
             SchedulerService(self.registry, self.links, self.router, config.terms),
-            GatewayService(self.ways),
+            self._service,
             HealthService(self._health),
         ]
         services.append(ReflectionService([*services]))
         address = TcpAddress(config.host, config.port)
         self._listener = Listener(self._serve, services, address, config.limits)
         return self._listener
+
+    def _new_http(self) -> HttpServer:
+        # Only then, since a scheduler that speaks gRPC alone does without its libraries.
+        from anyserve.http.site import http_server
+        from anyserve_scheduler.gateway.http_backend import GatewayBackend
+
+        assert self._config.http is not None
+        self._http = http_server(self._config.http, GatewayBackend(self.ways, self._service))
+        return self._http
 
     def _new_admin(self) -> Listener:
         service = AdminService(about=self._about, snapshot=self.snapshot)

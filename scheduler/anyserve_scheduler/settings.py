@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from anyserve import logs
 from anyserve.cli.arguments import count, port, seconds
+from anyserve.http.settings import add_options as add_http_options
+from anyserve.http.settings import http_config
 from anyserve.transport.rpc import MIB, Limits
 from anyserve.transport.wires import WIRES
 from anyserve_scheduler.registration import LeaseTerms
@@ -62,12 +64,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help="see below (30)")
     add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
+    add_http_options(parser, port)
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     options = parser.parse_args(arguments)
     if options.interval < _SHORTEST or options.lease > _LONGEST:
         parser.error(f"--interval is {_SHORTEST:g} or more, and --lease {_LONGEST:g} or less")
     try:
+        http = http_config(options)
         terms = LeaseTerms(options.lease, options.interval)
     except ValueError as error:
         parser.error(str(error))
@@ -78,5 +82,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         limits=Limits(max_message_bytes=options.message_limit * MIB),
         terms=terms,
         drain_timeout=options.drain_timeout,
+        http=http,
     )
     return options

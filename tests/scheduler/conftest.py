@@ -35,6 +35,7 @@ from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.transport.channel import Channel
 
 ROOT = Path(__file__).parents[2]
+HTTP = re.compile(r"^HTTP on (\S+)$", re.MULTILINE)
 READY = re.compile(r"scheduler ready on (\S+:(\d+))$", re.MULTILINE)
 
 
@@ -261,6 +262,8 @@ class LiveScheduler:
     address: str
     port: int
     log: Path
+    http: str = ""
+    """Where it serves HTTP, with `--http`."""
 
     def kill(self) -> None:
         """End it without a word."""
@@ -282,10 +285,13 @@ def running_scheduler(log: Path, *options: str) -> Iterator[LiveScheduler]:
         )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        match = READY.search(line.strip())
-        assert match, f"the scheduler did not start: {line}{log.read_text()}"
-        yield LiveScheduler(process, match[1], int(match[2]), log)
+        printed = ""
+        while (match := READY.search(printed)) is None:
+            line = process.stdout.readline()
+            assert line, f"the scheduler did not start: {printed}{log.read_text()}"
+            printed += line
+        http = HTTP.search(printed)
+        yield LiveScheduler(process, match[1], int(match[2]), log, http[1] if http else "")
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)

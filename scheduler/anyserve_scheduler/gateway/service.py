@@ -47,9 +47,9 @@ class GatewayService:
         self._ways = ways
         self._settings = Settings()
 
-    def __mapping__(self) -> Mapping[str, Handler]:
-        """The methods, in the form of grpclib services; inference passes as bytes."""
-        simple: dict[str, Method] = {
+    def methods(self) -> Mapping[str, Method]:
+        """Those of one request and one reply, but for ModelInfer, by name."""
+        return {
             "ServerLive": self.live,
             "ServerReady": self.ready,
             "ServerMetadata": self.server_metadata,
@@ -69,7 +69,10 @@ class GatewayService:
             "TraceSetting": self._settings.trace,
             "LogSettings": self._settings.log,
         }
-        return kserve_mapping(simple, self.infer, self.stream_infer)
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        """The methods, in the form of grpclib services; inference passes as bytes."""
+        return kserve_mapping(self.methods(), self.infer, self.stream_infer)
 
     # Inference.
 

@@ -1,0 +1,40 @@
+"""All that one HTTP port serves, put together."""
+
+from __future__ import annotations
+
+import json
+
+from anyserve.http.access import Access
+from anyserve.http.backend import Backend
+from anyserve.http.exchange import Exchange
+from anyserve.http.parser import HttpLimits
+from anyserve.http.routes import Routes
+from anyserve.http.server import HttpServer
+from anyserve.http.settings import HttpConfig
+from anyserve.transport.address import TcpAddress
+
+
+def http_server(config: HttpConfig, backend: Backend) -> HttpServer:
+    """The server of `config`, whose doors ask `backend`."""
+    routes = Routes(Access(config.keys, config.origins))
+    _add_health(routes, backend)
+    limits = HttpLimits(body=config.max_body)
+    return HttpServer(routes, TcpAddress(config.host, config.port), limits)
+
+
+def _add_health(routes: Routes, backend: Backend) -> None:
+    """`/health`: it lives. `/ready`: it takes requests. Whoever supervises it needs no key."""
+
+    def health(exchange: Exchange) -> None:
+        exchange.respond(200, _status("live"))
+
+    def ready(exchange: Exchange) -> None:
+        is_ready = backend.ready()
+        exchange.respond(200 if is_ready else 503, _status("ready" if is_ready else "not ready"))
+
+    routes.add("GET", "/health", health, is_open=True)
+    routes.add("GET", "/ready", ready, is_open=True)
+
+
+def _status(word: str) -> bytes:
+    return json.dumps({"status": word}).encode()

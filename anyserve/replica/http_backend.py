@@ -1,0 +1,115 @@
+"""The `Backend` of a replica: its own capabilities, and by the scheduler those of the fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from anyserve_protos.infer_wire import InferRequestHead
+
+from anyserve.http.backend import Answers, Offered
+from anyserve.link.frames import Buffer
+from anyserve.replica.anywhere import AnywhereRequest
+from anyserve.replica.dispatcher import Dispatcher
+from anyserve.replica.exchange import Call
+from anyserve.replica.inference import Inference
+
+Method = Callable[[Any], Awaitable[Any]]
+
+
+class ReplicaBackend:
+    """See `Backend`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        inference: Inference,
+        methods: Mapping[str, Method],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        """methods: those of the inference service that have one request and one reply, by name."""
+        self.dispatcher = dispatcher
+        self.inference = inference
+        self._methods = methods
+        self._is_ready = is_ready
+
+    def offers(self) -> Sequence[Offered]:
+        """See `Backend`."""
+        offers = [pool.offer for pool in self.dispatcher.pools if pool.serving]
+        return [Offered(offer.capability, offer.version, offer.decoupled) for offer in offers]
+
+    def ready(self) -> bool:
+        """See `Backend`."""
+        return self._is_ready()
+
+    @property
+    def relays(self) -> bool:
+        """See `Backend`."""
+        return self.inference.handback is not None
+
+    def infer(
+        self,
+        body: bytes,
+        *,
+        once: bool,
+        metadata: Mapping[str, str],
+        deadline: float,
+        answers: Answers,
+    ) -> HttpInference:
+        """See `Backend`."""
+        request = HttpInference(self, once, metadata, deadline, answers)
+        request.begin(body)
+        return request
+
+    async def call(self, method: str, message: Any) -> Any:
+        """See `Backend`."""
+        return await self._methods[method](message)
+
+
+class HttpInference(AnywhereRequest):
+    """One request that came by HTTP; see `Running`."""
+
+    def __init__(
+        self,
+        backend: ReplicaBackend,
+        once: bool,
+        metadata: Mapping[str, str],
+        deadline: float,
+        answers: Answers,
+    ) -> None:
+        super().__init__(
+            backend.dispatcher,
+            backend.inference.handback,
+            answers,
+            once=once,
+            metadata=metadata,
+            deadline=deadline,
+            name="http",
+        )
+        self._inference = backend.inference
+        self._held = False
+        self._owed = 0
+        """Responses that came while the client had no room, and that give no credit yet."""
+
+    def accept(self, head: InferRequestHead) -> Call:
+        """See `AnywhereRequest`."""
+        return self._inference.accept(head, self._metadata.items(), self._deadline).call
+
+    def hold(self) -> None:
+        """See `Running`."""
+        self._held = True
+
+    def resume(self) -> None:
+        """See `Running`."""
+        self._held = False
+        owed, self._owed = self._owed, 0
+        if owed:
+            self.consumed(owed)
+
+    def deliver(self, message: Buffer) -> None:
+        """See `AnywhereRequest`."""
+        super().deliver(message)
+        if self._held:
+            self._owed += 1
+        else:
+            self.consumed(1)
