@@ -9,7 +9,8 @@ import time
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
-_ATTRIBUTES = ("actor", "request_id")
+_NAMES = ("request_id", "trace_id")
+"""What a record may say of its request."""
 
 
 class OneLine(Exception):
@@ -23,6 +24,10 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return formatter.formatException(record.exc_info)
 
 
+def _names(record: logging.LogRecord) -> dict[str, str]:
+    return {name: value for name in _NAMES if (value := getattr(record, name, ""))}
+
+
 class _Text(logging.Formatter):
     """`12:30:01 I worker decode/0: message [request_id=7]`."""
 
@@ -32,13 +37,13 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         actor = getattr(record, "actor", self._actor)
-        request = getattr(record, "request_id", "")
+        names = _names(record)
         line = "{} {} {}: {}{}".format(
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             record.levelname[0],
             actor,
             record.getMessage(),
-            f" [request_id={request}]" if request else "",
+            f" [{' '.join(f'{key}={value}' for key, value in names.items())}]" if names else "",
         )
         traceback = _traceback(self, record)
         return f"{line}\n{traceback}" if traceback else line
@@ -55,14 +60,11 @@ class _Json(logging.Formatter):
         event = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
-            "actor": self._actor,
+            "actor": getattr(record, "actor", self._actor),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in _ATTRIBUTES:
-            value = getattr(record, name, "")
-            if value:
-                event[name] = value
+        event |= _names(record)
         traceback = _traceback(self, record)
         if traceback:
             event["exception"] = traceback

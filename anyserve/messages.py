@@ -12,6 +12,7 @@ import trio
 
 from anyserve.capability import Attribute
 from anyserve.errors import FailedPrecondition
+from anyserve.traces import TRACEPARENT, trace_id
 
 if TYPE_CHECKING:  # a replica has no arrays, and numpy is a third of its memory
     import numpy.typing as npt
@@ -146,13 +147,23 @@ class Context:
         return self.caller
 
     @property
+    def traceparent(self) -> str | None:
+        """W3C trace context of this request, for the handler's own tools to go on with.
+
+        Their spans become children of the replica's. None where the request is in no trace.
+        """
+        return self.metadata.get(TRACEPARENT)
+
+    @property
     def cancelled(self) -> bool:
         """Whether the caller is gone; async handlers are told by Trio, blocking ones ask here."""
         return self.cancel_scope.cancel_called
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Puts the request id on every line."""
-        return logging.LoggerAdapter(
-            logging.getLogger("anyserve.handler"), {"request_id": self.request_id}
-        )
+        """Puts the request id on every line, and the trace's where the request is in one."""
+        traceparent = self.traceparent
+        names = {"request_id": self.request_id}
+        if traceparent is not None:
+            names["trace_id"] = trace_id(traceparent)
+        return logging.LoggerAdapter(logging.getLogger("anyserve.handler"), names)

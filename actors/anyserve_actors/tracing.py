@@ -132,6 +132,10 @@ class OpenSpan(AbstractContextManager[None]):
     ) -> None:
         self.close(error=None if error_type is None else error_type.__name__)
 
+    def mark(self, name: str) -> None:
+        """Note that something happens now, as an arg: the microseconds since the span began."""
+        self.args[name] = (time.monotonic_ns() - self.began) // 1000
+
     def close(self, *, error: str | None = None, unfinished: bool = False) -> None:
         """Record the span, unless it has been. error: what it failed with."""
         recorder = self.recorder

@@ -15,6 +15,7 @@ from anyserve.replica.execution import Execution
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER, Handback, Relay
 from anyserve.replica.inference import scan
 from anyserve.replica.stream_errors import unwrapped
+from anyserve.traces import Trace
 from anyserve.transport.rpc import Metadata
 
 
@@ -40,9 +41,12 @@ class AnywhereRequest(ABC):
         once: bool,
         metadata: Mapping[str, str],
         deadline: float,
+        trace: Trace | None,
         name: str,
     ) -> None:
         """once: whether one response is wanted. metadata, deadline: as of a gRPC call.
+
+        trace: where the request is in one, whatever the metadata say.
 
         handback: None without a scheduler. name: of its span in a trace.
         """
@@ -52,6 +56,7 @@ class AnywhereRequest(ABC):
         self._once = once
         self._metadata = metadata
         self._deadline = deadline
+        self._trace = trace
         self._name = name
 
     @abstractmethod
@@ -130,7 +135,9 @@ class AnywhereRequest(ABC):
             path = MODEL_INFER if self._once else MODEL_STREAM_INFER
             metadata = tuple(self._metadata.items())
             self._execution = None
-            self._relay = handback.relay(path, head, error, metadata, self._deadline, self)
+            self._relay = handback.relay(
+                path, head, error, metadata, self._deadline, self, self._trace
+            )
             if self._relay is not None:
                 return
         self._end(error)

@@ -11,11 +11,11 @@ from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Answered, Call, Called
 from anyserve.replica.handback import Handback
 from anyserve.replica.sequences import sequence_of
+from anyserve.traces import Trace, at_door
 
 DEPTH = "anyserve-call-depth"
 """Metadata: how many handlers have called one another to make this request."""
 MAX_DEPTH = 8
-_TRACE = "traceparent"
 
 
 class HandlerRequests:
@@ -38,13 +38,15 @@ class CalledRequest(AnywhereRequest):
         self, calls: HandlerRequests, parent: Call, body: bytes, once: bool, answered: Answered
     ) -> None:
         """parent: the request whose handler calls. once: whether one response is wanted."""
+        trace = at_door(()) if parent.trace is None else parent.trace.child()
         super().__init__(
             calls.dispatcher,
             calls.handback,
             answered,
             once=once,
-            metadata=_metadata(parent),
+            metadata=_metadata(parent, trace),
             deadline=parent.deadline,
+            trace=trace,
             name="call",
         )
         self._parent = parent
@@ -74,6 +76,7 @@ class CalledRequest(AnywhereRequest):
             deadline=parent.deadline,
             metadata=self._metadata,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
+            trace=self._trace,
         )
 
 
@@ -83,9 +86,6 @@ def _depth(call: Call) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 3 else MAX_DEPTH
 
 
-def _metadata(parent: Call) -> dict[str, str]:
+def _metadata(parent: Call, trace: Trace | None) -> dict[str, str]:
     """What goes along with what a request's handler calls."""
-    metadata = {DEPTH: str(_depth(parent) + 1)}
-    if _TRACE in parent.metadata:
-        metadata[_TRACE] = parent.metadata[_TRACE]
-    return metadata
+    return {DEPTH: str(_depth(parent) + 1), **dict(() if trace is None else trace.headers)}

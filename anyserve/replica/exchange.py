@@ -15,6 +15,7 @@ from anyserve.errors import AnyServeError, Unavailable
 from anyserve.link.frames import Buffer
 from anyserve.messages import Sequence as SequenceInfo
 from anyserve.offers import Offer
+from anyserve.traces import Trace
 
 
 @attrs.define
@@ -33,6 +34,8 @@ class Call:
     sequence: SequenceInfo | None = None
     regions: Mapping[str, Any] = attrs.field(factory=dict)
     """The clients' shared-memory regions that the request names, as JSON values."""
+    trace: Trace | None = None
+    """Where it is in a trace, which `metadata` says too; None where it is in none."""
 
 
 @attrs.define

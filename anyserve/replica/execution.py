@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from anyserve_actors import tracing
 
+from anyserve import traces
 from anyserve.burst import now
 from anyserve.deadlines import Deadline
 from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
@@ -61,6 +62,8 @@ class Execution:
 
     # What most requests never change.
     _span: tracing.OpenSpan | None = None
+    _part: tracing.OpenSpan | None = None
+    """Of the span: that it waits, or that it runs."""
     _deadline: Deadline | None = None
     _pool: Pool | None = None
     _ticket: Ticket | None = None
@@ -98,7 +101,7 @@ class Execution:
         dispatcher, call = self._dispatcher, self._call
         dispatcher.begin()
         self._over = False
-        self._span = tracing.begin(self._name, call.request_id)
+        self._span = traces.begin(self._name, call.trace, logged_as=call.request_id)
         try:
             pools = dispatcher.match(call.need)
             self._pool = pools[0]
@@ -141,6 +144,7 @@ class Execution:
     def on_granted(self, seat: Seat) -> None:
         """A slot is free for it."""
         self._ticket = None
+        self._close_part()
         self._started = now()
         try:
             self._run(seat)
@@ -150,6 +154,7 @@ class Execution:
     def on_refused(self, error: AnyServeError) -> None:
         """There will be no slot where it waits."""
         self._ticket = None
+        self._close_part()
         try:
             self._place(self._others, error)
         except AnyServeError as refused:
@@ -158,6 +163,7 @@ class Execution:
     def on_turn(self) -> None:
         """The requests of its sequence before it have ended."""
         self._started = now()
+        self._close_part()
         try:
             self._take_pinned()
         except AnyServeError as error:
@@ -180,6 +186,8 @@ class Execution:
         assert self._pool is not None
         assert self._seat is not None
         seat, self._seat, self._exchange = self._seat, None, None
+        if self._part is not None:
+            self._part.close()
         self._pool.service_time.observe(now() - self._started)
         self._pool.release(seat)
         if self._over:
@@ -209,6 +217,7 @@ class Execution:
                 self._run(place)
             else:
                 self._ticket, self._others = place, pools[index + 1 :]
+                self._begin_part("queue")
             return
         assert refused is not None
         raise refused
@@ -223,6 +232,7 @@ class Execution:
             sequences = self._dispatcher.sequences(pool.offer.name)
             self._open = sequences.enter(self._call.sequence, self._arrived)
             if not self._open.take_turn(self):
+                self._begin_part("turn")
                 return
         self._take_pinned()
 
@@ -235,6 +245,7 @@ class Execution:
             self._run(place)
         else:
             self._ticket = place
+            self._begin_part("queue")
 
     def _run(self, seat: Seat) -> None:
         """Start the call in its slot; once more elsewhere where the worker goes in between."""
@@ -245,14 +256,18 @@ class Execution:
         if self._call.deadline != math.inf and trio.current_time() >= self._call.deadline:
             pool.release(seat)
             raise DeadlineExceeded("the deadline passed before the request was started")
+        if self._span is not None:
+            self._begin_part("run", worker=seat.executor.name)
         try:
             self._exchange = seat.executor.submit(self._call, pool.offer, self)
         except WorkerLost as lost:
+            self._close_part()
             pool.retire(seat.executor, lost.message)
             pool.release(seat)
             self._place(self._dispatcher.match(self._call.need))
             return
         except BaseException:
+            self._close_part()
             pool.release(seat)
             raise
         self._seat = seat
@@ -301,6 +316,8 @@ class Execution:
             self._leave_sequence()  # else when the handler has ended
         dispatcher.finish()
         if self._span is not None:
+            if self._exchange is None:
+                self._close_part()
             self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
         if pool is not None:
             pool.statistics.record(
@@ -317,6 +334,15 @@ class Execution:
             left, self._open = self._open, None
             sequences = self._dispatcher.sequences(self.offer.name)
             sequences.leave(self._call.sequence, left, self, now())
+
+    def _begin_part(self, name: str, **args: str) -> None:
+        """Record that it waits or runs, where all of it is recorded."""
+        if self._span is not None:
+            self._part = traces.begin_part(name, self._call.trace, **args)
+
+    def _close_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
 
     def _outcome(self, error: AnyServeError) -> Outcome:
         if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_protos.infer_wire import InferRequestHead, join_request
 from multidict import MultiDict
 
+from anyserve import traces
 from anyserve.capability import Capability, need_of
 from anyserve.deadlines import Deadline, Deadlines
 from anyserve.errors import AnyServeError, DeadlineExceeded, NotFound, PermissionDenied
 from anyserve.needs import from_bytes, to_bytes
 from anyserve.region_parameters import REGION as REGION_NAME
+from anyserve.traces import Trace
 from anyserve.transport.outgoing import Answers, Outgoing
 from anyserve.transport.rpc import Metadata
 from anyserve.transport.wire import NotTaken
@@ -82,7 +85,11 @@ class Handback:
         return None
 
     def trailers(
-        self, error: AnyServeError, head: InferRequestHead | None, metadata: RequestMetadata
+        self,
+        error: AnyServeError,
+        head: InferRequestHead | None,
+        metadata: RequestMetadata,
+        trace: Trace | None = None,
     ) -> Mapping[str, bytes]:
         """What ends a call of the scheduler, so that it takes the request elsewhere.
 
@@ -94,6 +101,9 @@ class Handback:
         link = self._link()
         assert link is not None
         link.handed_back += 1
+        span = traces.begin("hand back", trace, reason=error.message)
+        if span is not None:
+            span.close()
         need = None if head is None else self.need(metadata) or request_need(head, metadata)
         return {HANDBACK: bytes(_message(error, need))}
 
@@ -105,16 +115,18 @@ class Handback:
         metadata: RequestMetadata,
         deadline: float,
         answers: Answers,
+        trace: Trace | None = None,
     ) -> Relay | None:
         """Have the scheduler serve a client's request; None where that can't be.
 
         path: of the method that the client called. error: why it is not served here. answers:
-        hears of the request as of any call, and of its deadline.
+        hears of the request as of any call, and of its deadline. trace: in the place of what the
+        metadata say of one.
         """
         link = self._link()
         if link is None or link.channel is None or not _may_move(head, error):
             return None
-        passed = without_control(metadata)
+        passed = without_control(metadata if trace is None else trace.onto(metadata))
         delegation = pb.Delegation(
             replica_id=link.replica_id,
             epoch=link.epoch,
@@ -122,7 +134,8 @@ class Handback:
             handback=_message(error, request_need(head, passed)),
         )
         link.relayed += 1
-        relay = Relay(answers, error, self._deadlines, deadline)
+        span = traces.begin("relay", trace, reason=error.message)
+        relay = Relay(answers, error, self._deadlines, deadline, span)
         relay.call = link.channel.call(
             path,
             (join_request(head.head, head.raw),),
@@ -139,9 +152,18 @@ class Relay:
     call: Outgoing
 
     def __init__(
-        self, answers: Answers, refused: AnyServeError, deadlines: Deadlines, deadline: float
+        self,
+        answers: Answers,
+        refused: AnyServeError,
+        deadlines: Deadlines,
+        deadline: float,
+        span: OpenSpan | None,
     ) -> None:
-        """refused: what the client is told where the scheduler does not take the request."""
+        """refused: what the client is told where the scheduler does not take the request.
+
+        span: what is recorded of it.
+        """
+        self._span = span
         self._answers = answers
         self._refused = refused
         self._deadlines = deadlines
@@ -166,6 +188,7 @@ class Relay:
         self._answers.on_end(error, metadata)
 
     def _expire(self) -> None:
+        self._drop()
         self.call.cancel()
         self._answers.on_end(
             DeadlineExceeded("the deadline passed before the request was answered"), MultiDict()
@@ -174,6 +197,8 @@ class Relay:
     def _drop(self) -> None:
         if self._deadline is not None:
             self._deadlines.drop(self._deadline)
+        if self._span is not None:
+            self._span.close()
 
 
 def request_need(head: InferRequestHead, metadata: RequestMetadata) -> Capability:

@@ -13,6 +13,7 @@ from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.inference import Inference
+from anyserve.traces import at_door
 
 Method = Callable[[Any], Awaitable[Any]]
 
@@ -84,6 +85,7 @@ class HttpInference(AnywhereRequest):
             once=once,
             metadata=metadata,
             deadline=deadline,
+            trace=at_door(metadata.items()),
             name="http",
         )
         self._inference = backend.inference
@@ -93,7 +95,8 @@ class HttpInference(AnywhereRequest):
 
     def accept(self, head: InferRequestHead) -> Call:
         """See `AnywhereRequest`."""
-        return self._inference.accept(head, self._metadata.items(), self._deadline).call
+        metadata = self._metadata.items()
+        return self._inference.accept(head, metadata, self._deadline, self._trace).call
 
     def hold(self) -> None:
         """See `Running`."""

@@ -26,6 +26,7 @@ from anyserve.replica.exchange import Call
 from anyserve.replica.execution import Consumer, Execution
 from anyserve.replica.handback import Handback
 from anyserve.replica.sequences import sequence_of
+from anyserve.traces import Trace
 
 _REGION = REGION.encode()
 _MAX_TIMEOUT_US = 2**53
@@ -70,16 +71,19 @@ class Inference:
         head: InferRequestHead,
         metadata: Iterable[tuple[str, str | bytes]],
         deadline: float,
+        trace: Trace | None = None,
     ) -> Accepted:
         """Match a request to a capability; raises what is wrong with it.
 
-        metadata, deadline: those of the gRPC call.
+        metadata, deadline: those of the gRPC call. trace: in the place of what they say of one.
         """
         if len(head.head) > MAX_HEAD:
             raise ResourceExhausted(
                 f"{len(head.head)} bytes beside the raw contents, over the limit of {MAX_HEAD}:"
                 " send large tensors as raw contents"
             )
+        if trace is not None:
+            metadata = trace.onto(metadata)
         texts = {key: value for key, value in metadata if isinstance(value, str)}
         if not self._dispatcher.knows(head.model_name):
             check_name(head.model_name)
@@ -98,6 +102,7 @@ class Inference:
             metadata=texts,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             regions=self._find_regions(head.head) if _REGION in head.head else {},
+            trace=trace,
         )
         return Accepted(call, offer, head)
 

@@ -23,6 +23,7 @@ from anyserve.replica.repository import LoadModel, UnloadModel
 from anyserve.replica.settings import Settings
 from anyserve.replica.stream_infer import StreamedInference
 from anyserve.replica.unary import UnaryInference, hand_back
+from anyserve.traces import at_door
 from anyserve.transport.callback import Callback, UnaryCall
 from anyserve.transport.rpc import ServerStream
 
@@ -101,18 +102,19 @@ class InferenceService:
         """One request, exactly one response."""
 
         head = scan(body)
+        trace = at_door(call.metadata)
 
         def done(result: Reply | AnyServeError) -> None:
             if not isinstance(result, AnyServeError):
                 call.answer(result.pieces, result.release)
             elif handback is not None and result.elsewhere:
-                hand_back(handback, call, head, result)
+                hand_back(handback, call, head, result, trace)
             else:
                 call.fail(result)
 
         handback = self._inference.handback
         try:
-            accepted = self._inference.accept(head, call.metadata, call.deadline)
+            accepted = self._inference.accept(head, call.metadata, call.deadline, trace)
             request = UnaryInference(self._inference, accepted, "ModelInfer", done)
             call.on_gone = request.cancel
             request.start()

@@ -29,6 +29,7 @@ from anyserve.replica.handback import MODEL_STREAM_INFER, Relay
 from anyserve.replica.inference import Accepted, Inference, scan
 from anyserve.replica.stream_errors import stream_error
 from anyserve.replica.unary import UnaryInference
+from anyserve.traces import Trace, at_door
 from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import Metadata, ServerStream
 from anyserve.waiting import Waiter
@@ -73,7 +74,7 @@ class StreamedInference:
         self._outbox = Outbox(stream, self._progress.wake)
         self._requests = 0
         """That were read."""
-        self._handed_back: tuple[AnyServeError, InferRequestHead | None] | None = None
+        self._handed_back: tuple[AnyServeError, InferRequestHead | None, Trace | None] | None = None
         """Why the call ends without an answer, and its only request."""
 
     async def run(self) -> None:
@@ -107,7 +108,7 @@ class StreamedInference:
             self._outbox.drop()
         if scope.cancelled_caught:
             draining = elsewhere(Unavailable("the replica is draining"))
-            if self._requests or not self._hand_back(draining, None):
+            if self._requests or not self._hand_back(draining, None, None):
                 raise draining
         if self._handed_back is not None:
             await self._send_back(*self._handed_back)
@@ -128,7 +129,11 @@ class StreamedInference:
             self.ended(request)
 
     def hand_on(
-        self, error: AnyServeError, head: InferRequestHead, ordered: _Ordered | None
+        self,
+        error: AnyServeError,
+        head: InferRequestHead,
+        ordered: _Ordered | None,
+        trace: Trace | None,
     ) -> bool:
         """Have a request served elsewhere, where it can be; `error` is why it is not served here.
 
@@ -137,12 +142,18 @@ class StreamedInference:
         handback = self._inference.handback
         if handback is None or not error.elsewhere:
             return False
-        if self._hand_back(error, head):
+        if self._hand_back(error, head, trace):
             return True
         stream = self._stream
         relayed = _Relayed(self, head.id, ordered)
         relay = handback.relay(
-            MODEL_STREAM_INFER, head, error, stream.metadata.items(), stream.deadline, relayed
+            MODEL_STREAM_INFER,
+            head,
+            error,
+            stream.metadata.items(),
+            stream.deadline,
+            relayed,
+            trace,
         )
         if relay is None:
             return False
@@ -150,25 +161,29 @@ class StreamedInference:
         self._running.add(relayed)
         return True
 
-    def _hand_back(self, error: AnyServeError, head: InferRequestHead | None) -> bool:
+    def _hand_back(
+        self, error: AnyServeError, head: InferRequestHead | None, trace: Trace | None
+    ) -> bool:
         """End a call of the scheduler's, where this is all there is in it."""
         handback = self._inference.handback
         metadata = self._stream.metadata.items()
         if handback is None or self._requests > 1 or not handback.trusts(metadata):
             return False
-        self._handed_back = error, head
+        self._handed_back = error, head, trace
         self._running.clear()
         self._in_order.clear()
         self._progress.wake()
         return True
 
-    async def _send_back(self, error: AnyServeError, head: InferRequestHead | None) -> None:
+    async def _send_back(
+        self, error: AnyServeError, head: InferRequestHead | None, trace: Trace | None
+    ) -> None:
         handback = self._inference.handback
         assert handback is not None
         await self._stream.send_trailing_metadata(
             status=error.status,
             status_message=error.message,
-            metadata=handback.trailers(error, head, self._stream.metadata.items()),
+            metadata=handback.trailers(error, head, self._stream.metadata.items(), trace),
         )
 
     def ended(self, request: _Request) -> None:
@@ -179,12 +194,14 @@ class StreamedInference:
     def _begin(self, body: bytes) -> None:
         self._requests += 1
         head: InferRequestHead | None = None
+        stream = self._stream
+        metadata = stream.metadata.items()
+        trace = at_door(metadata)
         try:
             head = scan(body)
-            stream = self._stream
-            accepted = self._inference.accept(head, stream.metadata.items(), stream.deadline)
+            accepted = self._inference.accept(head, metadata, stream.deadline, trace)
         except AnyServeError as error:
-            if head is None or not self.hand_on(error, head, None):
+            if head is None or not self.hand_on(error, head, None, trace):
                 self._add_ordered("" if head is None else head.id).done(error)
             return
         if accepted.offer.decoupled:
@@ -209,12 +226,12 @@ class _Ordered:
         """The message and what is to be called when it is sent; None until there is one."""
         self._stream = stream
         self._identity = identity
-        self._head: InferRequestHead | None = None
+        self._accepted: Accepted | None = None
         self._inference: UnaryInference | None = None
 
     def start(self, inference: Inference, accepted: Accepted) -> None:
         """Begin."""
-        self._head = accepted.head
+        self._accepted = accepted
         self._inference = UnaryInference(inference, accepted, _METHOD, self.done)
         try:
             self._inference.start()
@@ -232,11 +249,13 @@ class _Ordered:
     def done(self, result: Reply | AnyServeError) -> None:
         """It has its answer."""
         self._inference = None
-        head, self._head = self._head, None
+        accepted, self._accepted = self._accepted, None
         if isinstance(result, AnyServeError):
             if self._stream.ends_with(result):
                 return
-            if head is not None and self._stream.hand_on(result, head, self):
+            if accepted is not None and self._stream.hand_on(
+                result, accepted.head, self, accepted.call.trace
+            ):
                 return
             self.answer = (stream_error(result, self._identity),), nothing
         else:
@@ -273,8 +292,8 @@ class _Decoupled:
         if self._stream.ends_with(error):
             return
         if error is not None:
-            head = self._accepted.head
-            if not self._stream.hand_on(error, head, None):
+            head, trace = self._accepted.head, self._accepted.call.trace
+            if not self._stream.hand_on(error, head, None, trace):
                 self._stream.emit((stream_error(error, head.id),))
         elif self._accepted.head.parameters.get(EMPTY_FINAL) is True:
             self._stream.emit(stream_response(_empty_final(self._accepted)))

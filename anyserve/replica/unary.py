@@ -10,6 +10,7 @@ from anyserve.errors import AnyServeError, Internal, Unimplemented
 from anyserve.replica.exchange import Reply
 from anyserve.replica.handback import MODEL_INFER, Handback
 from anyserve.replica.inference import Accepted, Inference
+from anyserve.traces import Trace
 from anyserve.transport.callback import UnaryCall
 from anyserve.transport.rpc import Metadata
 
@@ -66,14 +67,18 @@ class UnaryInference:
 
 
 def hand_back(
-    handback: Handback, call: UnaryCall, head: InferRequestHead, error: AnyServeError
+    handback: Handback,
+    call: UnaryCall,
+    head: InferRequestHead,
+    error: AnyServeError,
+    trace: Trace | None = None,
 ) -> None:
     """What becomes of a call that can't be served here: the scheduler has it served elsewhere."""
     if handback.trusts(call.metadata):
-        call.fail(error, handback.trailers(error, head, call.metadata))
+        call.fail(error, handback.trailers(error, head, call.metadata, trace))
         return
     relay = handback.relay(
-        MODEL_INFER, head, error, call.metadata, call.deadline, _RelayedAnswer(call)
+        MODEL_INFER, head, error, call.metadata, call.deadline, _RelayedAnswer(call), trace
     )
     if relay is None:
         call.fail(error)

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import attrs
 import trio
-from anyserve_actors import tracing
 
 from anyserve.app import Handler, Kind
 from anyserve.errors import (
@@ -25,6 +24,7 @@ from anyserve.errors import (
 )
 from anyserve.link.frames import Buffer
 from anyserve.messages import Context, Request, Response
+from anyserve.traces import handler_span
 from anyserve.worker.plans import Plans
 from anyserve.worker.shared import ClientRegions
 
@@ -100,7 +100,7 @@ class HandlerRunner:
         except AnyServeError as error:
             return Ending(error=error)
         except Exception as error:
-            log.exception("a request of %r failed outside its handler", self.name)
+            context.logger.exception("a request of %r failed outside its handler", self.name)
             return Ending(error=Internal(f"{type(error).__name__}: {error}"))
 
     async def _run(self, incoming: Incoming, sink: Sink) -> Ending:
@@ -109,7 +109,7 @@ class HandlerRunner:
         request, encoder = opened.request, opened.encoder
         handler, context = self._handler, incoming.context
         try:
-            with tracing.span(self.name, context.request_id):
+            with handler_span(self.name, context.request_id, context.traceparent):
                 if handler.kind is Kind.ASYNC:
                     response = await handler.function(request, context)
                     return Ending(opened.batch, encoder.encode(response))

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import trio
+from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 
+from anyserve import traces
 from anyserve.burst import now
 from anyserve.deadlines import Deadline, Deadlines
 from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
@@ -22,7 +24,7 @@ from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
-from anyserve_scheduler.links import Links
+from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.routing import Decision, Hints, NoRoute, Router, Sent
 from anyserve_scheduler.watched import WatchedRegistry
 
@@ -81,6 +83,9 @@ class Forwarding:
     _deadline: Deadline | None = None
     _call: Outgoing | None = None
     _sent: Sent | None = None
+    _span: OpenSpan | None = None
+    _sending: OpenSpan | None = None
+    """Of the span: that it is at a replica."""
     _answered = _held = _over = False
     _attempts = 0
 
@@ -97,7 +102,15 @@ class Forwarding:
 
     def start(self) -> None:
         """Send it; raises why it can't go anywhere, and is over then."""
-        self._route()
+        request = self._request
+        if request.trace is not None:
+            self._span = traces.begin("front door", request.trace, need=str(self._need))
+        try:
+            self._route()
+        except AnyServeError as error:
+            if self._span is not None:
+                self._span.close(error=error.message)
+            raise
         ways = self._ways
         ways.intake.begin()
         if self._request.deadline != math.inf:
@@ -108,7 +121,7 @@ class Forwarding:
         if not self._over:
             if self._call is not None:
                 self._call.cancel()
-            self._finish(served=False)
+            self._finish("cancelled")
 
     def hold(self) -> None:
         """Take no more answers, so that the replica has to wait."""
@@ -129,6 +142,8 @@ class Forwarding:
         if not self._answered:
             self._answered = True
             self._request.body = b""  # it goes nowhere else any more
+            if self._sending is not None:
+                self._sending.mark("first_answer_us")
         self._client.on_messages(messages)
 
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
@@ -164,25 +179,45 @@ class Forwarding:
             self._excluded,
             request.permit.delegations,
         )
-        while True:
-            decision = ways.router.choose(self._need, hints, time)
-            if isinstance(decision, NoRoute):
-                raise self._lost(decision)
-            link = ways.links.get(decision.replica)
-            if link is not None and link.epoch == decision.epoch:
-                break
-            self._excluded[decision.replica] = "its link is not up yet"
+        route = traces.begin_part("route", request.trace)
+        try:
+            decision, link = self._choose(hints, time)
+        finally:
+            if route is not None:
+                route.close()
         self._replica = decision.replica
         self._sent = ways.router.sent(self._need, hints, decision, time)
         self._send(decision, link.token)
+
+    def _choose(self, hints: Hints, time: float) -> tuple[Decision, Link]:
+        """The best replica, and its link, which is up; raises why there is none."""
+        while True:
+            decision = self._ways.router.choose(self._need, hints, time)
+            if isinstance(decision, NoRoute):
+                raise self._lost(decision)
+            link = self._ways.links.get(decision.replica)
+            if link is not None and link.epoch == decision.epoch:
+                return decision, link
+            self._excluded[decision.replica] = "its link is not up yet"
 
     def _send(self, decision: Decision, token: bytes) -> None:
         request, ways = self._request, self._ways
         view = ways.registry.fleet().replicas[decision.replica]
         self.decoupled = view.offers[decision.capability.name].decoupled
         delegations = request.permit.delegations
+        trace: tuple[tuple[str, str], ...] = ()
+        if request.trace is not None:
+            sending = request.trace.child()
+            trace = sending.headers
+            self._sending = traces.begin(
+                f"send to {view.id}",
+                sending,
+                capability=str(decision.capability),
+                delegations=delegations,
+            )
         metadata = (
             *request.metadata,
+            *trace,
             (LINK_TOKEN, token),
             (DELEGATIONS, str(delegations)),
             *(((NEED, to_bytes(self._need)),) if delegations else ()),
@@ -229,7 +264,7 @@ class Forwarding:
 
     def _go_on(self, reason: str) -> None:
         """Send it to another replica, since the one it was at does not serve it."""
-        self._close(served=False)
+        self._close(reason)
         self._excluded[self._replica] = reason
         self._attempts += 1
         if self._attempts >= MOST_ATTEMPTS:
@@ -256,19 +291,24 @@ class Forwarding:
         self._end(DeadlineExceeded("the deadline passed before the request was answered"))
 
     def _end(self, error: AnyServeError | None) -> None:
-        self._finish(served=error is None)
+        self._finish(None if error is None else error.message)
         self._client.on_end(error)
 
-    def _finish(self, *, served: bool) -> None:
+    def _finish(self, failure: str | None) -> None:
+        """It is over; failure: why it was not served."""
         self._over = True
-        self._close(served=served)
+        self._close(failure)
+        if self._span is not None:
+            self._span.close(error=failure)
         if self._deadline is not None:
             self._ways.deadlines.drop(self._deadline)
         self._ways.intake.finish()
 
-    def _close(self, *, served: bool) -> None:
-        """It is no longer at the replica it was at."""
+    def _close(self, failure: str | None) -> None:
+        """It is no longer at the replica it was at; failure: why that has not served it."""
         self._call = None
+        if self._sending is not None:
+            self._sending.close(error=failure)
         if self._sent is not None:
-            self._ways.router.ended(self._sent, now(), served=served)
+            self._ways.router.ended(self._sent, now(), served=failure is None)
             self._sent = None

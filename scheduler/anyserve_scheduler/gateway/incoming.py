@@ -14,6 +14,7 @@ from anyserve.errors import InvalidArgument
 from anyserve.needs import from_bytes
 from anyserve.replica.handback import DELEGATION, request_need, without_control
 from anyserve.replica.inference import deadline_of
+from anyserve.traces import Trace, at_door, without_trace
 from anyserve.transport.rpc import decode
 from anyserve_scheduler.delegation import Handback, Permit
 from anyserve_scheduler.links import Links
@@ -47,6 +48,8 @@ class Incoming:
     """Hashes of its prompt."""
     permit: Permit
     """Spent, where a replica handed the request over."""
+    trace: Trace | None = None
+    """Where it is in a trace; `metadata` says nothing of that."""
 
 
 def incoming(
@@ -72,15 +75,17 @@ def incoming(
     need = request_need(head, passed)
     if permit.spent is not None:
         need = narrowed(need, permit.spent)
+    trace = at_door(passed)
     return Incoming(
         path=path,
         body=body,
         need=need,
-        metadata=passed,
+        metadata=passed if trace is None else without_trace(passed),
         deadline=deadline_of(head, deadline),
         session=_session(head) if head.parameters else None,
         blocks=_blocks(head.raw),
         permit=permit,
+        trace=trace,
     )
 
 

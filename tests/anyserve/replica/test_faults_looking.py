@@ -141,12 +141,13 @@ def test_a_trace_joins_a_requests_spans_in_the_replica_and_its_worker(
     assert named[replica.process.pid] == "replica"
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
 
+    mine = {e["id"] for e in events if e.get("args", {}).get("logged_as", "").startswith("mine#")}
     spans = defaultdict(set)
     for event in events:
-        if event["ph"] == "b" and event["id"].startswith("mine#"):
+        if event["ph"] == "b" and event["id"] in mine:
             spans[event["id"]].add((pids[event["pid"]], event["name"]))
-    both = {("replica", "ModelInfer"), ("behaviours-0", "echo")}
-    assert sum(found == both for found in spans.values()) >= len(spans) - 2 > 0
+    whole = {("replica", "ModelInfer"), ("replica", "run"), ("behaviours-0", "echo")}
+    assert sum(found == whole for found in spans.values()) >= len(spans) - 2 > 0
     begun = sorted((e["id"], e["pid"], e["name"]) for e in events if e["ph"] == "b")
     ended = sorted((e["id"], e["pid"], e["name"]) for e in events if e["ph"] == "e")
     assert begun == ended
