@@ -158,6 +158,13 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The exception inside the groups around it; of several, which have one cause, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 _BY_STATUS: dict[Status, type[AnyServeError]] = {
     error.status: error for error in AnyServeError.__subclasses__()
 }

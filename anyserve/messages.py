@@ -114,7 +114,8 @@ class Context:
     """gRPC metadata of the call, as text."""
     sequence: Sequence | None = None
     """Set for handlers declared with `sequence=True`."""
-    cancel_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
+    """What the handler runs in. Not for handlers: it goes on to other requests."""
     caller: Caller | None = attrs.field(default=None, repr=False)
     """None where a handler is run by hand, with nobody to call."""
 
@@ -157,7 +158,7 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """Whether the caller is gone; async handlers are told by Trio, blocking ones ask here."""
-        return self.cancel_scope.cancel_called
+        return self._scope.cancel_called
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

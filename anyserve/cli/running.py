@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from anyserve.cli.arguments import complain
-from anyserve.errors import AnyServeError, innermost
+from anyserve.errors import AnyServeError, first_of
 
 
 def run_async(
@@ -25,7 +25,7 @@ def run_async(
     try:
         status = trio.run(command, options) or 0
     except* (AnyServeError, OSError) as errors:
-        complain(innermost(errors))
+        complain(first_of(errors))
         status = 1
     except* trio.TooSlowError:
         complain("no answer in time")

@@ -49,12 +49,14 @@ class _LocalExchange(Exchange):
         )
         ending: Ending | None = None
         try:
-            ending = await self.runner.run(executor.incoming(call, context), self)
+            ending = await self.runner.run(executor.incoming(call, context), self, self.scope)
         finally:
             caller.close()
             executor.forget(self)
             if ending is None:
-                ending = cut_off(context, WorkerLost(f"worker {executor.name} is stopping"))
+                ending = cut_off(
+                    self.scope, call.deadline, WorkerLost(f"worker {executor.name} is stopping")
+                )
             if ending.last is not None:
                 self.send(ending.last)
             self.end(ending.batch, ending.error)

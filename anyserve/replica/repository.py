@@ -11,7 +11,7 @@ import trio
 from anyserve_actors import Actor, ChildSpec, Context, NoSuchChild, Reply, Supervisor
 
 from anyserve.capability import Capability
-from anyserve.errors import AnyServeError, Internal
+from anyserve.errors import AnyServeError, Internal, first_of
 from anyserve.objects.arena import Arena
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
@@ -104,7 +104,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
                         group.starting.cancel()
                 self._offer_on_demand()
         except* (WorkerFailed, LoadFailed, StartError) as errors:
-            failure = _first_leaf(errors)
+            failure = first_of(errors)
         if failure is not None:
             raise StartError(str(failure))
         self.started = True
@@ -230,7 +230,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
             else:
                 await self._start(group)
         except* (WorkerFailed, LoadFailed) as errors:
-            failure = _first_leaf(errors)
+            failure = first_of(errors)
         pool = self._dispatcher.pool(name)
         if failure is not None:
             group.want(was_wanted)
@@ -256,10 +256,3 @@ class Repository(Actor[LoadModel | UnloadModel]):
             await self._stop(group)
         self._dispatcher.set_state(name, State.UNAVAILABLE, "it was unloaded")
         message.reply.set(None)
-
-
-def _first_leaf(group: BaseExceptionGroup[Exception]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -19,6 +19,7 @@ from anyserve.errors import (
     FailedPrecondition,
     Internal,
     Unavailable,
+    first_of,
 )
 from anyserve.replica.orders import Order
 from anyserve.replica.reports import Standing, all_offers, report
@@ -139,9 +140,7 @@ class SchedulerLink(Actor[None]):
 
     def _lost(self, errors: BaseExceptionGroup[AnyServeError], context: Context[None]) -> None:
         """Note why there is no link, and log it where that is news."""
-        error: BaseException = errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_of(errors)
         if isinstance(error, FailedPrecondition):
             self.epoch = 0  # it is over: register anew, soon
             self._failures = 0

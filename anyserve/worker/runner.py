@@ -83,18 +83,19 @@ class HandlerRunner:
         self.name = handler.offer.name
         """The capability."""
 
-    async def run(self, incoming: Incoming, sink: Sink) -> Ending:
+    async def run(self, incoming: Incoming, sink: Sink, scope: trio.CancelScope) -> Ending:
         """Run the handler, handing the responses of a stream to `sink`.
 
-        The context's cancel scope is one that the caller is in; the request's deadline becomes its
-        own. Waits for the handler, bounded by the scope; cancelled, a blocking handler's thread is
+        scope: one that the caller is in; the request's deadline becomes its own.
+
+        Waits for the handler, bounded by the scope; cancelled, a blocking handler's thread is
         waited for, since it can't be ended. Raises nothing but the cancellation, for which the
         ending is `cut_off`. Whatever else goes wrong is in the `Ending`: the request's own faults,
         errors that the handler raised on purpose, and `Internal` for all others.
         """
         context = incoming.context
         if context.deadline != math.inf:
-            context.cancel_scope.deadline = context.deadline
+            scope.deadline = context.deadline
         try:
             return await self._run(incoming, sink)
         except AnyServeError as error:
@@ -141,11 +142,11 @@ class HandlerRunner:
         return internal
 
 
-def cut_off(context: Context, stopping: AnyServeError) -> Ending:
+def cut_off(scope: trio.CancelScope, deadline: float, stopping: AnyServeError) -> Ending:
     """How a request ended whose handler was cancelled; stopping: where that was not its own end."""
-    if not context.cancel_scope.cancel_called:
+    if not scope.cancel_called:
         return Ending(error=stopping)
-    if trio.current_time() >= context.deadline:
+    if trio.current_time() >= deadline:
         return Ending(error=DeadlineExceeded("the deadline passed while the handler ran"))
     return Ending(error=Cancelled("the request was cancelled"))
 

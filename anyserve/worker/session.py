@@ -61,24 +61,19 @@ class _Running:
         budget = body.budget
         deadline = math.inf if budget == math.inf else trio.current_time() + budget
         caller = HandlerCalls(body.request_id, self._begin_call)
-        context = Context(body.request_id, deadline, cancel_scope=self.scope, caller=caller)
+        context = Context(body.request_id, deadline, scope=self.scope, caller=caller)
         ending: Ending | None = None
         try:
-            ending = await self.runner.run(self._session.incoming(body, context), self)
+            ending = await self.runner.run(self._session.incoming(body, context), self, self.scope)
         except AnyServeError as error:
             ending = Ending(error=error.with_traceback(None))  # which leads here
         finally:
-            self._session.end(self._call, ending or cut_off(context, _STOPPING))
+            self._session.end(self._call, ending or cut_off(self.scope, deadline, _STOPPING))
 
     async def until_credit(self) -> None:
         """See `Sink`."""
         while not self.credit:
             await self._more.wait()
-
-    def add_credit(self, responses: int) -> None:
-        """The replica has taken that many responses."""
-        self.credit += responses
-        self._more.wake()
 
     def send(self, response: Sequence[Buffer]) -> None:
         """See `Sink`."""
@@ -89,7 +84,17 @@ class _Running:
         """See `Sink`."""
         self._session.tell(frames.encode_tokens(self._call, more))
 
-    def on_called(self, frame: Frame) -> None:
+    def on_frame(self, frame: Frame) -> None:
+        """The replica says something of this call."""
+        if frame.kind == Kind.CREDIT:
+            self.credit += frames.decode_credit(frame)
+            self._more.wake()
+        elif frame.kind == Kind.CANCEL:
+            self.scope.cancel()
+        else:
+            self._on_called(frame)
+
+    def _on_called(self, frame: Frame) -> None:
         """Something comes of what the handler has called."""
         number, body = frames.decode_called(frame)
         answered = self._called.get(number)
@@ -187,24 +192,14 @@ class Session:
         self._tasks[body.offer].start(running)
 
     def _control(self, frame: Frame) -> None:
-        if frame.kind == Kind.CREDIT:
-            running = self._running.get(frame.call)
-            if running is not None:
-                running.add_credit(frames.decode_credit(frame))
-        elif frame.kind == Kind.CANCEL:
-            running = self._running.get(frame.call)
-            if running is not None:
-                running.scope.cancel()
-        elif frame.kind in (Kind.CALLED, Kind.CALL_END, Kind.CALL_ERROR):
-            running = self._running.get(frame.call)
-            if running is not None:
-                running.on_called(frame)
-        elif frame.kind == Kind.RELEASE:
+        if frame.kind == Kind.RELEASE:
             self._replies.release(frames.decode_release(frame))
         elif frame.kind == Kind.PING:
             self._channel.send(frames.encode(Kind.PONG))
         elif frame.kind == Kind.TRACE:
             self._trace(frames.decode_json(frame))
+        elif (running := self._running.get(frame.call)) is not None:
+            running.on_frame(frame)  # else the call has ended meanwhile
 
     def tell(self, frame: Buffer) -> None:
         """Send a frame of a call."""

@@ -55,3 +55,13 @@ def test_a_command_says_by_its_status_what_it_found() -> None:
         pass
 
     assert (run_async(finds, OPTIONS), run_async(does, OPTIONS)) == (3, 0)
+
+
+def test_of_several_errors_with_one_cause_the_first_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fails(options: argparse.Namespace) -> None:
+        raise ExceptionGroup("a nursery", [NotFound("gone"), NotFound("so is this")])
+
+    assert run_async(fails, OPTIONS) == 1
+    assert capsys.readouterr().err == "anyserve: gone\n"
