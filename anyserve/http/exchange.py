@@ -120,11 +120,18 @@ class Exchange:
             return
         assert not self._started, "the answer has begun"
         self._started = True
+        if self._timer is not None:
+            self._client.timers.drop(self._timer)
+            self._timer = None
         self._client.write(self._head(status, content_type, headers, None))
         self._sent_at = now()
         if idle:
             self._idle = idle
             self._timer = self._client.timers.add(self._sent_at + self.SILENCE, self._touch)
+
+    def after_silence(self, begin: Callable[[], None]) -> None:
+        """Have `begin` called when nothing has been answered for `SILENCE`."""
+        self._timer = self._client.timers.add(now() + self.SILENCE, begin)
 
     def send(self, data: bytes) -> None:
         """A piece of it, which goes out at the end of the burst."""

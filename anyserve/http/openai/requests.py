@@ -1,0 +1,143 @@
+"""Requests of OpenAI's API as ModelInferRequests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import msgspec
+from anyserve_protos.infer_wire import join_request
+from anyserve_protos.response_head import OutputHead, encode_response_head
+
+from anyserve.capability import Attribute
+from anyserve.http.openai.errors import Refused
+from anyserve.http.openai.models import Target
+from anyserve.http.openai.schemas import ChatRequest, CompletionRequest, ResponseFormat, TextRequest
+
+SESSION = "session"
+"""The request parameter by which routing keeps requests together."""
+_DEFAULT_TEMPERATURE = 1.0
+"""OpenAI's; the engines' own is 0."""
+_DEFAULT_TOKENS = 16
+"""Of a completion, in OpenAI's API."""
+_SAME_NAME = (
+    "top_p",
+    "n",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "ignore_eos",
+    "regex",
+    "priority",
+    "lora",
+)
+_MOST_TOKENS = 2**31 - 1
+
+
+def chat_body(target: Target, request: ChatRequest, identity: str) -> bytes:
+    """The ModelInferRequest of a chat.
+
+    The messages come first, since routing looks for what prompts have in common in the first input.
+    """
+    sampling = _sampling(request)
+    most = request.max_completion_tokens or request.max_tokens
+    sampling["max_tokens"] = _MOST_TOKENS if most is None else most
+    if request.logprobs:
+        sampling |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+    inputs = {"messages": _text(bytes(request.messages))}
+    if request.uses_tools:
+        inputs["tools"] = _text(msgspec.json.encode(request.tools))
+    return _body(target, inputs, sampling, request, identity)
+
+
+def completion_body(
+    target: Target, request: CompletionRequest, prompt: str, identity: str
+) -> bytes:
+    """The ModelInferRequest of one prompt of a completion."""
+    sampling = _sampling(request)
+    sampling["max_tokens"] = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+    if request.logprobs is not None:
+        sampling |= {"logprobs": True, "top_logprobs": request.logprobs}
+    return _body(target, {"text_input": _text(prompt.encode())}, sampling, request, identity)
+
+
+def embedding_body(target: Target, texts: list[str], identity: str) -> bytes:
+    """The ModelInferRequest of texts to be embedded."""
+    head = _head(target.capability, target.attributes, ("text_input",), len(texts))
+    return join_request(
+        head + encode_response_head("", "", identity, {}, ()),
+        [b"".join([_text(text.encode()) for text in texts])],
+    )
+
+
+def _sampling(request: TextRequest) -> dict[str, object]:
+    values: dict[str, object] = {
+        "temperature": (
+            _DEFAULT_TEMPERATURE if request.temperature is None else request.temperature
+        )
+    }
+    for name in _SAME_NAME:
+        value = getattr(request, name)
+        if value is not None and value != []:
+            values[name] = value
+    schema = _schema(request.response_format)
+    if schema is not None:
+        values["json_schema"] = schema
+    return values
+
+
+def _schema(wanted: ResponseFormat | None) -> str | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return '{"type":"object"}'
+    if wanted.json_schema is None:
+        raise Refused("response_format.json_schema: the schema is missing", param="response_format")
+    try:
+        return bytes(wanted.json_schema.schema).decode()
+    except UnicodeDecodeError:
+        raise Refused("response_format: the schema is not UTF-8", param="response_format") from None
+
+
+def _body(
+    target: Target,
+    inputs: Mapping[str, bytes],
+    sampling: Mapping[str, object],
+    request: TextRequest,
+    identity: str,
+) -> bytes:
+    raw = [
+        *inputs.values(),
+        _text(msgspec.json.encode(sampling)),
+        b"\1" if request.stream else b"\0",
+    ]
+    names = (*inputs, "sampling_parameters", "stream")
+    session = request.prompt_cache_key
+    own = encode_response_head("", "", identity, {SESSION: session} if session else {}, ())
+    return join_request(_head(target.capability, target.attributes, names, 1) + own, raw)
+
+
+@lru_cache(256)
+def _head(
+    capability: str,
+    attributes: tuple[tuple[str, Attribute], ...],
+    inputs: tuple[str, ...],
+    size: int,
+) -> bytes:
+    """What requests of one kind have in common: a ModelInferRequest that more can be put behind.
+
+    Up to the raw contents it has the same fields as a ModelInferResponse.
+    """
+    tensors = [
+        OutputHead(name, "BOOL" if name == "stream" else "BYTES", (size,)) for name in inputs
+    ]
+    return encode_response_head(capability, "", "", dict(attributes), tensors)
+
+
+def _text(data: bytes) -> bytes:
+    """One element of a BYTES tensor."""
+    return len(data).to_bytes(4, "little") + data
