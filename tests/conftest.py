@@ -125,6 +125,17 @@ def http_replica(tmp_path_factory: pytest.TempPathFactory, transport: str) -> It
         yield live
 
 
+@pytest.fixture(scope="session")
+def scripted_replica(
+    tmp_path_factory: pytest.TempPathFactory, transport: str
+) -> Iterator[LiveReplica]:
+    """One with an engine that says what it is told to: `tests/apps/scripted.py`."""
+    log = tmp_path_factory.mktemp("scripted") / "log"
+    options = ("--transport", transport, "--app", "scripted:create_app", "--http", "0")
+    with running_replica(log, *options) as live:
+        yield live
+
+
 @pytest.fixture
 def start_replica(tmp_path: Path, transport: str) -> Iterator[StartReplica]:
     """Start replicas of the test's own; they end with it."""

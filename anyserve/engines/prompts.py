@@ -87,10 +87,10 @@ def _message(where: str, value: Any) -> Message:
         raise InvalidArgument(f"{where}: an object of role and content is expected")
     extra = {key: item for key, item in value.items() if key not in ("role", "content")}
     for key, item in list(extra.items()):
-        if key not in _EXTRA:
+        if item is None or item == []:
+            del extra[key]  # clients send an answer back with all that it might have had
+        elif key not in _EXTRA:
             raise InvalidArgument(f"{where}: {key[:40]!r} is not known here")
-        if item is None:
-            del extra[key]
         elif not isinstance(item, _EXTRA[key]):
             raise InvalidArgument(f"{where}: {key} has the wrong type")
     content = value.get("content")

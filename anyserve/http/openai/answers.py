@@ -10,6 +10,7 @@ from anyserve.errors import Internal
 
 _OUTPUT, _NAME = 0x2A, 0x0A
 _RAW = RAW_OUTPUT_TAG[0]
+_NO_LOGPROBS = b"[]"
 
 
 @attrs.define
@@ -69,7 +70,8 @@ class Reader:
             raise Internal("the text of an answer is not UTF-8") from None
         if len(outputs) > 4:
             piece.index = _number(outputs.get("index", b""))
-            piece.logprobs = _text(outputs.get("logprobs", b""))
+            logprobs = _text(outputs.get("logprobs", b""))
+            piece.logprobs = logprobs if logprobs != _NO_LOGPROBS else b""
             if "num_cached_tokens" in outputs:
                 piece.cached_tokens = _number(outputs["num_cached_tokens"])
         return piece

@@ -16,7 +16,7 @@ _STATUSES = {
     # A request that two replicas could not serve may be served later.
     Status.FAILED_PRECONDITION: 503,
 }
-_PARAMETER = re.compile(r"([a-z_]{2,40})(?:\[\d+\])?[:.]")
+_PARAMETER = re.compile(r"([a-z_]{1,40})(?:\[\d+\])?[:.]")
 
 
 class Refused(Exception):

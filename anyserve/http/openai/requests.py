@@ -9,7 +9,7 @@ import msgspec
 from anyserve_protos.infer_wire import join_request
 from anyserve_protos.response_head import OutputHead, encode_response_head
 
-from anyserve.capability import Attribute
+from anyserve.capability import NEED_PREFIX, Attribute
 from anyserve.http.openai.errors import Refused
 from anyserve.http.openai.models import Target
 from anyserve.http.openai.schemas import ChatRequest, CompletionRequest, ResponseFormat, TextRequest
@@ -135,7 +135,8 @@ def _head(
     tensors = [
         OutputHead(name, "BOOL" if name == "stream" else "BYTES", (size,)) for name in inputs
     ]
-    return encode_response_head(capability, "", "", dict(attributes), tensors)
+    needs = {NEED_PREFIX + name: value for name, value in attributes}
+    return encode_response_head(capability, "", "", needs, tensors)
 
 
 def _text(data: bytes) -> bytes:

@@ -122,7 +122,7 @@ class ChatRequest(TextRequest):
 class CompletionRequest(TextRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | list[str | int | list[int]] = ""
     echo: bool | None = None
     logprobs: int | None = None
 
@@ -149,7 +149,7 @@ class EmbeddingRequest(msgspec.Struct):
     """`POST /v1/embeddings`."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
