@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from anyserve.burst import burst, defer, now, woke
+from anyserve.burst import burst, defer, nothing, now, woke
 from anyserve.deadlines import Deadlines
 from anyserve.errors import AnyServeError, innermost
 from anyserve.http.errors import http_status
@@ -279,7 +279,8 @@ class Connection:
             except Exception as error:
                 self._failed(exchange, error)
             else:
-                if not exchange.over:
+                if not exchange.over and exchange.on_gone is nothing:
+                    # Nobody answers later, who would want to hear that the client has gone.
                     self._failed(exchange, RuntimeError("the handler gave no answer"))
 
     def _failed(self, exchange: Exchange, error: Exception) -> None:

@@ -7,6 +7,7 @@ import json
 from anyserve.http.access import Access
 from anyserve.http.backend import Backend
 from anyserve.http.exchange import Exchange
+from anyserve.http.kserve.door import KServe
 from anyserve.http.openai.door import OpenAIDoor
 from anyserve.http.parser import HttpLimits
 from anyserve.http.routes import Routes
@@ -19,6 +20,7 @@ def http_server(config: HttpConfig, backend: Backend) -> HttpServer:
     """The server of `config`, whose doors ask `backend`."""
     routes = Routes(Access(config.keys, config.origins))
     _add_health(routes, backend)
+    KServe(backend).add_to(routes)
     OpenAIDoor(backend).add_to(routes)
     limits = HttpLimits(body=config.max_body)
     return HttpServer(routes, TcpAddress(config.host, config.port), limits)
