@@ -119,7 +119,8 @@ class LocalExecutor:
     @property
     def running(self) -> list[str]:
         """The capabilities of the calls whose handlers have not ended."""
-        return [exchange.runner.name for exchange in self._open]
+        # Copied in one step: the watchdog asks from its thread.
+        return [exchange.runner.name for exchange in tuple(self._open)]
 
     def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
         """See `Executor`: starts the handler."""

@@ -23,9 +23,11 @@ class LocalWorker(Actor[None]):
     holds up the end of this actor.
     """
 
-    def __init__(self, name: str, group: Group) -> None:
+    def __init__(self, name: str, group: Group, watchdog: Watchdog) -> None:
+        """watchdog: that of the loop, which somebody runs."""
         self._name = name
         self._group = group
+        self._watchdog = watchdog
         self._executor: LocalExecutor | None = None
 
     def details(self) -> Mapping[str, Detail]:
@@ -84,15 +86,14 @@ class LocalWorker(Actor[None]):
             executor = self._executor = LocalExecutor(
                 app, nursery, self._group.dispatcher, self._name
             )
-            watchdog = Watchdog(handlers, lambda: executor.running)
-            nursery.start_soon(watchdog.run)
             self._group.on_ready(executor, offers)
             names = ", ".join(str(offer.capability) for offer in offers)
             context.log.info("ready in the replica's process: %s", names)
             context.started()
             reason = f"worker {self._name} has failed"
             try:
-                await stopping.wait()
+                with self._watchdog.watching(handlers, lambda: executor.running):
+                    await stopping.wait()
                 reason = f"worker {self._name} is stopping"
             finally:
                 self._group.on_down(executor, reason)

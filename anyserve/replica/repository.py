@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -19,6 +20,9 @@ from anyserve.replica.group import AppSpec, Group, LoadFailed
 from anyserve.replica.pool import State
 from anyserve.replica.process import EXIT_TIMEOUT
 from anyserve.replica.worker_link import Patience, WorkerFailed, WorkerLink
+
+if TYPE_CHECKING:
+    from anyserve.worker.watchdog import Watchdog
 
 NOT_LOADED = "it is on demand, and not loaded"
 
@@ -62,6 +66,9 @@ class Plan:
 class Repository(Actor[LoadModel | UnloadModel]):
     """Starts apps, each with its workers under one supervisor, for the capabilities wanted."""
 
+    _watchdog: Watchdog
+    """Of this process's loop, where apps run on it."""
+
     def __init__(
         self,
         plan: Plan,
@@ -90,6 +97,12 @@ class Repository(Actor[LoadModel | UnloadModel]):
         for name in self._plan.builtins:
             if name not in self._plan.on_demand:
                 self._dispatcher.declare(Offer(Capability(name)))
+        if any(spec.in_process for spec in self._plan.apps):
+            # Only then, as below.
+            from anyserve.worker.watchdog import Watchdog
+
+            self._watchdog = Watchdog()
+            context.nursery.start_soon(self._watchdog.run)
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -177,7 +190,7 @@ class Repository(Actor[LoadModel | UnloadModel]):
             # Only then, since it brings numpy along, which a replica does without otherwise.
             from anyserve.replica.local_worker import LocalWorker
 
-            return LocalWorker(name, group)
+            return LocalWorker(name, group, self._watchdog)
         link = self.links[name] = WorkerLink(name, group, self._arena, self._patience)
         return link
 

@@ -118,10 +118,11 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
     channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
     await channel.flush()
     session = Session(name, channel, handlers, arena)
-    watchdog = Watchdog(handlers, lambda: session.running)
+    watchdog = Watchdog()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watchdog.run)
-        await session.run()
+        with watchdog.watching(handlers, lambda: session.running):
+            await session.run()
         nursery.cancel_scope.cancel()
 
 

@@ -157,7 +157,8 @@ class Session:
     @property
     def running(self) -> list[str]:
         """The capabilities of the calls in progress."""
-        return [running.runner.name for running in self._running.values()]
+        # Copied in one step: the watchdog asks from its thread.
+        return [running.runner.name for running in tuple(self._running.values())]
 
     async def run(self) -> None:
         """Serve until the replica closes the link; what still runs then is cancelled."""

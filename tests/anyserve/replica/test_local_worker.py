@@ -25,6 +25,7 @@ from anyserve.replica.local_worker import LocalWorker
 from anyserve.replica.pool import State
 from anyserve.replica.worker_link import WorkerFailed
 from anyserve.worker.loading import UNLOAD_TIMEOUT
+from anyserve.worker.watchdog import Watchdog
 
 Install = Callable[[App], None]
 
@@ -51,7 +52,7 @@ class Running:
 
     async def start(self) -> None:
         """Wait until it is ready."""
-        worker = ChildSpec("worker", lambda: LocalWorker("mine-0", self.group))
+        worker = ChildSpec("worker", lambda: LocalWorker("mine-0", self.group, Watchdog()))
         await self.supervisor.start_child(worker)
 
     async def stop(self) -> None:
