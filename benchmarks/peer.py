@@ -8,8 +8,9 @@ import subprocess
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -24,6 +25,10 @@ _START_TIMEOUT = 90.0
 _RETRY = 0.25
 
 
+def _check_grpc(address: str) -> None:
+    check_echo(address, echo_request(1))
+
+
 @attrs.frozen
 class Peer:
     """A server that is a script in `peers`."""
@@ -32,6 +37,8 @@ class Peer:
     module: str
     streams: bool = True
     """Whether it serves the streams too."""
+    check: Callable[[str], None] = _check_grpc
+    """Raises `CannotMeasure` where what is at an address does not echo."""
 
     @property
     def name(self) -> str:
@@ -53,7 +60,7 @@ class Peer:
             servers.child(*arguments, python=python, log=log) as process,
         ):
             try:
-                _wait_ready(process, address)
+                _wait_ready(process, partial(self.check, address))
             except CannotMeasure as error:
                 log.seek(0)
                 raise CannotMeasure(f"{self.name} {error}: {_last_line(log.read())}") from error
@@ -95,13 +102,12 @@ def _free_port() -> int:
         return port
 
 
-def _wait_ready(process: subprocess.Popen[str], address: str) -> None:
+def _wait_ready(process: subprocess.Popen[str], check: Callable[[], None]) -> None:
     """Until it echoes: that its port is open says nothing of its models."""
-    request = echo_request(1)
     until = time.monotonic() + _START_TIMEOUT
     while process.poll() is None:
         try:
-            check_echo(address, request)
+            check()
         except CannotMeasure as error:
             if time.monotonic() > until:
                 raise CannotMeasure(f"does not answer ({error})") from error

@@ -134,6 +134,13 @@ def transport() -> Iterator[Server]:
 
 
 @contextmanager
+def http() -> Iterator[Server]:
+    """`benchmarks.http_server`."""
+    with _running("AnyServe's HTTP", "-m", "benchmarks.http_server") as server:
+        yield server
+
+
+@contextmanager
 def child(
     *arguments: str,
     python: str = sys.executable,

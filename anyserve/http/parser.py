@@ -159,6 +159,7 @@ class Parser:
             self._refuse(refusal)
         else:
             self.phase = Phase.BODY
+            self._header_count = len(self._headers)
             self._since = self._now
 
     def on_body(self, part: bytes) -> None:
@@ -179,7 +180,8 @@ class Parser:
         persistent = bool(self._llhttp.should_keep_alive())
         head, target = self._head, self._target
         try:
-            self._check_size()  # with what follows the last chunk
+            if len(self._headers) > self._header_count:  # with what follows the last chunk
+                self._check_size()
             body = decoded(bytes(self._body), head.coding, self._limits.body)
         except Refusal as refusal:
             self._refuse(refusal)
@@ -203,6 +205,8 @@ class Parser:
     _target: Target
     _version: str
     _method: str
+    _header_count: int
+    """Of the head, without those after a last chunk."""
     _body: bytes | bytearray
 
     def _begin(self) -> None:
