@@ -10,9 +10,10 @@ from anyserve_protos import codec
 from anyserve_protos import inference as pb
 
 from anyserve.capability import Attribute
-from anyserve.errors import Unknown
+from anyserve.errors import AnyServeError
 from anyserve.infer_messages import decode_response, encode_request
 from anyserve.messages import OutputValue, Result
+from anyserve.stream_errors import unwrapped
 from anyserve.transport.channel import Channel, ClientStream
 from anyserve.transport.trio_client import open_channel
 
@@ -123,13 +124,14 @@ class InferStream:
         return self
 
     async def __anext__(self) -> Result:
+        """The next response; raises what a request failed with, after which others may come."""
         message = await self._call.recv()
         if message is None:
             raise StopAsyncIteration
-        reply = codec.decode(pb.ModelStreamInferResponse, message)
-        if reply.error_message or reply.infer_response is None:
-            raise Unknown(reply.error_message)
-        return decode_response(reply.infer_response)
+        response = unwrapped(message)
+        if isinstance(response, AnyServeError):
+            raise response
+        return decode_response(codec.decode(pb.ModelInferResponse, bytes(response)))
 
 
 @asynccontextmanager

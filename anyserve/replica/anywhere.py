@@ -14,7 +14,7 @@ from anyserve.replica.exchange import Answered, Call, Reply
 from anyserve.replica.execution import Execution
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER, Handback, Relay
 from anyserve.replica.inference import scan
-from anyserve.replica.stream_errors import unwrapped
+from anyserve.stream_errors import unwrapped
 from anyserve.traces import Trace
 from anyserve.transport.rpc import Metadata
 

@@ -27,8 +27,8 @@ from anyserve.link.frames import Buffer
 from anyserve.replica.exchange import Reply
 from anyserve.replica.handback import MODEL_STREAM_INFER, Relay
 from anyserve.replica.inference import Accepted, Inference, scan
-from anyserve.replica.stream_errors import stream_error
 from anyserve.replica.unary import UnaryInference
+from anyserve.stream_errors import stream_error
 from anyserve.traces import Trace, at_door
 from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import Metadata, ServerStream

@@ -18,12 +18,14 @@ import attrs
 import grpc
 import numpy as np
 import pytest
+import trio
 from anyserve_protos.anyserve import v1 as wire
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from anyserve.client import encode_request
+from anyserve.client import encode_request, open_client
+from anyserve.errors import AnyServeError, NotFound, PermissionDenied
 
 pb: Any = service_pb2
 ROOT = Path(__file__).parents[2]
@@ -281,6 +283,23 @@ def test_models_are_loaded_and_unloaded_wherever_they_are(own_fleet: Fleet) -> N
         client.infer("who", [tensor("x", np.ones(1, np.int32))])
         with pytest.raises(InferenceServerException, match="no replica of the fleet has 'nope'"):
             client.load_model("nope")
+
+
+def test_an_error_in_a_stream_has_its_status_from_a_replica_and_from_the_front_door(
+    fleet: Fleet,
+) -> None:
+    async def ask() -> list[type[Exception]]:
+        found: list[type[Exception]] = []
+        async with open_client(fleet.scheduler.address) as client, client.stream() as stream:
+            for capability in ("fail", "nope", "echo"):
+                await stream.send(capability, {"kind": "declared"})
+                try:
+                    await anext(aiter(stream))
+                except AnyServeError as error:
+                    found.append(type(error))
+        return found
+
+    assert trio.run(ask) == [PermissionDenied, NotFound]
 
 
 def test_a_replica_that_is_killed_ends_its_requests_and_no_others(

@@ -10,7 +10,7 @@ from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.http.backend import Answers, Offered
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
-from anyserve.replica.stream_errors import unwrapped
+from anyserve.stream_errors import unwrapped
 from anyserve_scheduler.fleet import ReplicaState
 from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
 from anyserve_scheduler.gateway.incoming import incoming

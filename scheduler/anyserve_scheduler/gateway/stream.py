@@ -10,8 +10,8 @@ import trio
 from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
-from anyserve.replica.stream_errors import stream_error
 from anyserve.replica.stream_infer import IN_FLIGHT_LIMIT, ends_call
+from anyserve.stream_errors import stream_error
 from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import ServerStream
 from anyserve.waiting import Waiter
