@@ -39,7 +39,7 @@ def _generate(native: NativeServer, order: Order) -> Text:
         last = chunk
         return False
 
-    native.run(json.dumps(body).encode(), False, on_chunk)
+    native.run(json.dumps(body).encode(), on_chunk)
     assert first is not None
     return Text(first - began, _count(json.loads(last)))
 

@@ -125,9 +125,3 @@ def _tool(where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidArgument(f"{where}: the function's name is missing")
     return value  # type: ignore[no-any-return]  # it is a dict: it has a function
-
-
-def check_prompt(prompt: Prompt) -> None:
-    """Raise `InvalidArgument` for a prompt that there is nothing in."""
-    if not (prompt if isinstance(prompt, str) else prompt.messages):
-        raise InvalidArgument("the prompt is empty")

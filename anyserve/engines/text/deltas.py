@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyserve.engines.interface import Delta, Usage
+import attrs
+
+from anyserve.engines.interface import Delta, TokenLogprob, Usage
+from anyserve.engines.text.vocabulary import Vocabulary
 from anyserve.errors import (
     AnyServeError,
     Internal,
@@ -22,27 +26,78 @@ def prompt_left(chunk: dict[str, Any]) -> float | None:
     return None if progress is None else 1 - progress["processed"] / progress["total"]
 
 
-def read_chunk(chunk: dict[str, Any]) -> Delta | None:
-    """The piece in a streamed `chunk` of a completion or a chat; None where it has only progress.
+@attrs.define
+class ChunkReader:
+    """Reads the chunks of one text."""
 
-    Raises the `AnyServeError` that an error chunk stands for.
-    """
-    if "error" in chunk:
-        raise error_of(chunk["error"])
-    choices = chunk.get("choices")
-    if not choices:
-        return None
-    choice = choices[0]
-    text = choice["text"] if "text" in choice else choice["delta"].get("content")
-    reason = choice["finish_reason"]
-    if not text and reason is None:
-        return None
-    return Delta(text or "", _usage(chunk["timings"]), reason)
+    vocabulary: Callable[[], Vocabulary]
+    """Called when it is needed, since it is seldom."""
+    resumed: int = 0
+    """Tokens at the end of the prompt that are the text's already."""
+    over: bool = False
+    """Those are all that it may have; what the native side adds is not part of it."""
+    _seen: int = 0
+    """Tokens of the text so far."""
+    _ids: list[int] = attrs.field(factory=list)
+    """Of tokens without a text, such as a special one, until the next text."""
+    _logprobs: list[TokenLogprob] = attrs.field(factory=list)
+
+    def read(self, chunk: dict[str, Any]) -> Delta | None:
+        """The piece of text in a `chunk`; None where there is only progress.
+
+        Raises the `AnyServeError` that an error chunk stands for.
+        """
+        if "error" in chunk:
+            raise error_of(chunk["error"])
+        choices = chunk.get("choices")
+        if not choices:
+            return None
+        choice = choices[0]
+        text, reason, timings = choice["text"], choice["finish_reason"], chunk["timings"]
+        if choice["logprobs"] is not None:
+            self._logprobs += [_logprob(token) for token in choice["logprobs"]["content"]]
+        told = chunk.get("__verbose")
+        if told is not None:
+            self._read_ids(told["tokens"], timings["predicted_n"] - self._seen, text)
+        self._seen = timings["predicted_n"]
+        if not text and reason is None:
+            return None
+        usage = self._usage(timings)
+        if self.over:
+            return Delta("", attrs.evolve(usage, output_tokens=self.resumed), "length")
+        if told is None and choice["logprobs"] is None:
+            return Delta(text, usage, reason)
+        # At the model's own end, what had no text was that end.
+        ids, logprobs = ([], []) if reason == "stop" else (self._ids, self._logprobs)
+        self._ids, self._logprobs = [], []
+        return Delta(text, usage, reason, tuple(ids), logprobs=tuple(logprobs))
+
+    def _read_ids(self, ids: Sequence[int], count: int, text: str) -> None:
+        """Keep the ids of the `count` tokens that `text` came with, of which `ids` is the last.
+
+        Where they can't be found there are none, since any would be another text's. What tells
+        of progress has no token, but an id.
+        """
+        if not count:
+            return
+        missing = count - len(ids)
+        if missing > 0 and ids:
+            found = self.vocabulary().before(ids[-1], missing, text.encode())
+            ids = () if found is None else (*found, *ids)
+        self._ids += ids
+
+    def _usage(self, timings: dict[str, Any]) -> Usage:
+        prompt = timings["cache_n"] + timings["prompt_n"] - self.resumed
+        return Usage(prompt, timings["predicted_n"] + self.resumed, min(timings["cache_n"], prompt))
 
 
-def _usage(timings: dict[str, Any]) -> Usage:
-    cached = timings["cache_n"]
-    return Usage(cached + timings["prompt_n"], timings["predicted_n"], cached)
+def _logprob(token: dict[str, Any]) -> TokenLogprob:
+    return TokenLogprob(
+        token["id"],
+        bytes(token["bytes"]),
+        token["logprob"],
+        tuple(_logprob(other) for other in token.get("top_logprobs", ())),
+    )
 
 
 _KINDS: dict[str, type[AnyServeError]] = {
@@ -67,7 +122,7 @@ def error_of(error: dict[str, Any]) -> AnyServeError:
 def error_from(exception: Exception) -> AnyServeError:
     """The error of our tree for what a native call raised instead of answering.
 
-    It raises ValueError for what a chat template or a constraint makes impossible.
+    It raises ValueError for what a constraint makes impossible.
     """
     if isinstance(exception, AnyServeError):
         return exception

@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import attrs
 import trio
 
 from anyserve.engines.interface import About, Delta, Engine, EngineLoad
-from anyserve.engines.prompts import Chat, Prompt, check_prompt
-from anyserve.engines.sampling import BASIC, Sampling
-from anyserve.engines.text.constraints import check_json_schema, constraint
-from anyserve.engines.text.deltas import error_from, prompt_left, read_chunk
+from anyserve.engines.prompts import Prompt
+from anyserve.engines.sampling import Sampling
+from anyserve.engines.stops import StopStrings
+from anyserve.engines.text import requests
+from anyserve.engines.text.deltas import ChunkReader, error_from, prompt_left
 from anyserve.engines.text.gate import PromptGate
 from anyserve.engines.text.handover import Bell, Handover
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.settings import TextSettings, model_name
 from anyserve.errors import InvalidArgument, Unavailable
 
-SAMPLING = BASIC | {
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "json_schema",
-}
-"""What can be asked of this engine."""
 AHEAD = 32
 """Pieces that a text may be ahead of its reader before its thread waits. What the native side
 computes meanwhile is bounded by the slot's context."""
-_SEEDS = 2**32 - 1
-"""The native side has that many; one number more means a random one."""
 
 
 @attrs.define(eq=False)
@@ -46,9 +31,12 @@ class _Generation:
     """One text on its way: what its thread does, and what it gives."""
 
     body: bytes
-    chat: bool
     length: int
     """Characters of the prompt."""
+    reader: ChunkReader
+    stops: StopStrings | None
+    """The native side knows none: it loses text that a stop string may begin with when the text
+    ends in it."""
     deltas: Handover[Delta]
     gate: PromptGate
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
@@ -79,17 +67,20 @@ class _Generation:
             left = prompt_left(chunk)
             if left is not None:
                 self.token.run_sync_soon(self.leave, int(left * self.length))
-            delta = read_chunk(chunk)
-            if delta is not None:
-                self.deltas.put(delta)
+            delta = self.reader.read(chunk)
+            if delta is not None and self.stops is not None:
+                delta = self.stops.add(delta)
+            if delta is None:
+                return False
+            self.deltas.put(delta)
         except BaseException as failure:
             self._lost = failure
             return True
-        return False
+        return delta.finish_reason is not None
 
     def run(self, native: NativeServer) -> None:
         """Run to the end, in a thread. Raises what the native side or the hand-over raised."""
-        native.run(self.body, self.chat, self.on_chunk)
+        native.run(self.body, self.on_chunk)
         if self._lost is not None:
             raise self._lost
 
@@ -136,11 +127,13 @@ class TextEngine(Engine):
         """
         async with trio.open_nursery() as nursery:
             about = About(
-                model=model_name(native.model),
-                max_context=native.context,
+                model=model_name(native.model.path),
+                max_context=native.model.context,
                 slots=settings.slots,
-                sampling=SAMPLING,
-                chat=True,
+                sampling=requests.SAMPLING,
+                chat=native.model.template is not None,
+                tools=native.model.template is not None and native.model.template.tools,
+                resumable=True,
             )
             slots = trio.CapacityLimiter(settings.slots)
             engine = cls(settings, about, native, nursery, slots)
@@ -172,20 +165,27 @@ class TextEngine(Engine):
         Waits for a free slot and then for the model. Given up, the slot serves the next as soon
         as the native side has let go: after the batch that it is computing.
         """
-        check_prompt(prompt)
-        length = _length(prompt, self.about.max_context)
+        text = requests.prompt_text(prompt, self._native.model, self.settings.system_prompt)
         if self._closing:
             raise Unavailable("the text engine is closing")
-        body = _body(prompt, sampling, self.settings.system_prompt)
-        chat = isinstance(prompt, Chat)
-        deltas: Handover[Delta] = Handover(self._bell, AHEAD)
-        generation = _Generation(body, chat, length, deltas, self._gate)
+        generation = _Generation(
+            requests.encode(text, sampling, resume),
+            len(text),
+            ChunkReader(
+                lambda: self._native.model.vocabulary,
+                resumed=len(resume),
+                over=len(resume) >= sampling.max_tokens,
+            ),
+            StopStrings(sampling.stop) if sampling.stop else None,
+            Handover(self._bell, AHEAD),
+            self._gate,
+        )
         # The engine's nursery owns the thread, so that leaving here never waits for it.
         self._nursery.start_soon(self._serve, generation, name="text generation")
         pieces: list[str] = []
         finished = False
         try:
-            async for delta in deltas:
+            async for delta in generation.deltas:
                 if sampling.json_schema is not None and not sampling.stop:
                     pieces.append(delta.text)
                     _check_kept(pieces, delta.finish_reason)
@@ -209,22 +209,6 @@ class TextEngine(Engine):
             generation.deltas.end()
 
 
-def _length(prompt: Prompt, max_context: int) -> int:
-    """The prompt's length in characters. Raises `InvalidArgument` when it is far longer than the
-    context: to count its tokens takes time with its length in bytes."""
-    texts = [prompt] if isinstance(prompt, str) else [m.content or "" for m in prompt.messages]
-    length = sum(map(len, texts))
-    if length > max_context * _MOST_CHARACTERS:
-        raise InvalidArgument(
-            f"the prompt has {length} characters, but the context holds {max_context} tokens"
-        )
-    return length
-
-
-_MOST_CHARACTERS = 64
-"""Characters a token: well over what tokenizers make of any text that is worth reading."""
-
-
 def _check_kept(pieces: list[str], finish_reason: str | None) -> None:
     """Raise if a finished text is no JSON: what the native side can't hold a text to, it lets go
     without a word."""
@@ -234,37 +218,3 @@ def _check_kept(pieces: list[str], finish_reason: str | None) -> None:
         json.loads("".join(pieces))
     except (ValueError, RecursionError):
         raise InvalidArgument("json_schema: the engine can't hold a text to it") from None
-
-
-def _body(prompt: Prompt, sampling: Sampling, system_prompt: str) -> bytes:
-    """The request as llama.cpp's server takes it."""
-    body: dict[str, Any] = {
-        "stream": True,
-        "return_progress": True,  # chunks during prefill too, so that it can be cancelled
-        "timings_per_token": True,  # token counts in every chunk
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": max(sampling.top_k, 0),
-        "min_p": sampling.min_p,
-        "stop": list(sampling.stop),
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "repeat_penalty": sampling.repetition_penalty,
-    }
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed % _SEEDS
-    if sampling.json_schema is not None:
-        check_json_schema(sampling.json_schema)
-        body["grammar"] = constraint(sampling.json_schema)
-    if isinstance(prompt, str):
-        body["prompt"] = prompt
-    else:
-        body["messages"] = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        if system_prompt and prompt.messages[0].role != "system":
-            body["messages"].insert(0, {"role": "system", "content": system_prompt})
-        body["reasoning_format"] = "none"  # all that the model says is the text
-    try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise InvalidArgument(f"the request can't be written as JSON: {error}") from None

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from anyserve.engines.errors import CannotLoad
+from anyserve.engines.templates import ChatTemplate, TemplateError, read_template
+from anyserve.engines.text.gguf import Tokenizer, read_tokenizer
 from anyserve.engines.text.settings import TextSettings, find_model
+from anyserve.engines.text.vocabulary import Vocabulary
+
+log = logging.getLogger("anyserve.engines")
 
 BATCH = 32
 """Tokens that are computed at once: as fast as 512 on a CPU (6 ms each on one core), and the
@@ -29,14 +38,32 @@ OnChunk = Callable[[bytes], bool]
 side would end the request without a word."""
 
 
+@attrs.define
+class Model:
+    """What is known of the model that is loaded."""
+
+    path: Path
+    context: int
+    """Tokens of a slot's context: no more than what the model was trained for."""
+    template: ChatTemplate | None
+    """None where it has none that can be used."""
+    bos: str
+    """The text of the token that begins a text; empty where there is none."""
+    adds_bos: bool
+    """The native side puts that token before every prompt."""
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens; read from the file when they are needed, since most texts need none."""
+        return Vocabulary.of(read_tokenizer(self.path))
+
+
 class NativeServer:
     """A loaded model with its slots; `load` makes one."""
 
-    def __init__(self, server: Any, model: Path, context: int) -> None:
+    def __init__(self, server: Any, model: Model) -> None:
         self._server = server
         self.model = model
-        self.context = context
-        """Tokens of a slot's context: no more than what the model was trained for."""
 
     @classmethod
     def load(cls, settings: TextSettings) -> NativeServer:
@@ -44,26 +71,31 @@ class NativeServer:
         but one in another process. Raises `CannotLoad`.
         """
         xllamacpp = _import_xllamacpp()
-        model = find_model(settings)
+        path = find_model(settings)
+        tokenizer = _tokenizer(path)
         # It always listens for HTTP. On a socket file in a folder of ours, gone before anybody
         # could connect, nobody ever reaches it; the key is for the moment in between.
         with tempfile.TemporaryDirectory(prefix="anyserve-", dir=_socket_folder()) as folder:
-            parameters = _parameters(xllamacpp, settings, model, f"{folder}/http.sock")
+            parameters = _parameters(xllamacpp, settings, path, f"{folder}/http.sock")
             try:
                 server = xllamacpp.Server(parameters)
             except (RuntimeError, ValueError):
                 raise CannotLoad(
-                    f"model {str(model)!r}: llama.cpp can't load it: it is damaged, of a kind"
+                    f"model {str(path)!r}: llama.cpp can't load it: it is damaged, of a kind"
                     " that this version doesn't know, or there is too little memory"
                 ) from None
-        return cls(server, model, _slot_context(server, settings.context))
+        model = Model(
+            path,
+            context=_slot_context(server, settings.context),
+            template=_template(path, tokenizer),
+            bos=tokenizer.bos,
+            adds_bos=bool(tokenizer.bos) and _count(server, tokenizer.bos) > 1,
+        )
+        return cls(server, model)
 
-    def run(self, body: bytes, chat: bool, on_chunk: OnChunk) -> None:
+    def run(self, body: bytes, on_chunk: OnChunk) -> None:
         """Run one request, calling `on_chunk` in this thread. Raises what the native side does."""
-        if chat:
-            self._server.handle_chat_completions(body, on_chunk)
-        else:
-            self._server.handle_completions(body, on_chunk)
+        self._server.handle_completions(body, on_chunk)
 
     def close(self) -> None:
         """Unload the model; no request may be running."""
@@ -82,6 +114,32 @@ def _slot_context(server: Any, asked: int) -> int:
         json.dumps({"prompt": prompt, "max_tokens": 1}).encode(), refusals.append
     )
     return int(json.loads(refusals[0])["error"]["n_ctx"])
+
+
+def _count(server: Any, prompt: str) -> int:
+    """The tokens that a prompt becomes."""
+    answers: list[bytes] = []
+    server.handle_completions(
+        json.dumps({"prompt": prompt, "max_tokens": 1}).encode(), answers.append
+    )
+    return int(json.loads(answers[-1])["usage"]["prompt_tokens"])
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return read_tokenizer(path)
+    except ValueError as error:
+        raise CannotLoad(f"model {str(path)!r}: {error}") from None
+
+
+def _template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if tokenizer.template is None:
+        return None
+    try:
+        return read_template(tokenizer.template, bos=tokenizer.bos, eos=tokenizer.eos)
+    except TemplateError as error:
+        log.warning("model %r takes no chats: its template can't be read: %s", str(path), error)
+        return None
 
 
 def _import_xllamacpp() -> Any:

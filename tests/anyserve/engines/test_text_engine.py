@@ -246,7 +246,7 @@ async def test_an_exception_in_the_native_callback_is_not_lost(
         raise RuntimeError("broken reader")
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_engine, "read_chunk", broken)
+        patch.setattr(text_engine, "prompt_left", broken)
         with pytest.raises(Internal, match="RuntimeError: broken reader"):
             await text(engine, PARIS)
     assert "Paris" in await text(engine, PARIS, max_tokens=3)

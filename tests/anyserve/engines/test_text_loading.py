@@ -100,7 +100,7 @@ def test_a_long_path_to_temporary_files_is_no_obstacle(
 
 def test_the_context_is_no_more_than_the_model_was_trained_for() -> None:
     server = NativeServer.load(TextSettings(slots=1, context=16_384))
-    assert server.context == 8192
+    assert server.model.context == 8192
     server.close()
 
 
