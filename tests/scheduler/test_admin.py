@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,22 +103,26 @@ def test_of_two_traces_at_once_the_second_says_who_is_being_traced(
     scheduler = start_scheduler()
     replica = start_replica("--app", "twins:app", "--in-process")
     output = tmp_path / "trace.json"
-    words = [sys.executable, "-m", "anyserve", "trace", scheduler.address, "--seconds", "30"]
-    with subprocess.Popen([*words, "-o", os.devnull], cwd=ROOT) as first:
-        words = ["trace", scheduler.address, replica.address, "--seconds", "0.1"]
-        while (result := run(*words, "-o", str(output)))[0] == 0:
-            pass  # until the first one records
-        first.terminate()
-    assert result[2] == f"anyserve: {scheduler.address}: it is being traced already\n"
+    words = ("trace", scheduler.address, replica.address, "--seconds", "0.1", "-o", str(output))
+    with grpc.insecure_channel(f"unix:{socket_path(scheduler.port)}") as channel:
+        method = channel.unary_stream("/anyserve.v1.Admin/Trace")
+        first = method(bytes(pb.TraceRequest(seconds=60)), timeout=60)
+        status, _, errors = run(*words)
+        assert not first.done()
+        first.cancel()
+    assert status == 1
+    assert errors == f"anyserve: {scheduler.address}: it is being traced already\n"
     assert list(processes(output)) == ["replica"]
-    assert run(*words, "-o", str(output))[0] == 0
 
 
 def joined(scheduler: Any, *ids: str) -> None:
     """Wait until the scheduler knows these replicas."""
     with grpc.insecure_channel(scheduler.address) as channel:
         method = channel.unary_unary("/anyserve.v1.Scheduler/Fleet")
+        deadline = time.monotonic() + 20
         found: set[str] = set()
         while found != set(ids):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
             reply = pb.FleetReply.parse(method(b"", timeout=20, wait_for_ready=True))
             found = {replica.replica_id for replica in reply.replicas}
