@@ -17,12 +17,13 @@ from typing import Protocol
 
 import trio
 
-from anyserve.burst import burst, defer, nothing, now, woke
+from anyserve.burst import burst, nothing, now, woke
 from anyserve.deadlines import Deadlines
 from anyserve.errors import AnyServeError, innermost
 from anyserve.http.errors import http_status
 from anyserve.http.exchange import JSON, Exchange
 from anyserve.http.heads import CONTINUE, answer_head
+from anyserve.http.output import Output
 from anyserve.http.parser import Continue, Event, HttpLimits, Parser, Phase, Refused
 from anyserve.http.request import HttpRequest
 from anyserve.transport import sockets
@@ -34,10 +35,6 @@ _TURN = 64
 """Requests that are handled before others have a turn."""
 _AHEAD = 16 * 1024
 """Bytes that are read while a request is in flight; further ones wait in the socket."""
-_BACKLOG = 64 * 1024
-"""Bytes that wait for the client to read before the handler is told to hold."""
-_STALLED = 60.0
-"""Seconds after which a client that reads nothing has gone."""
 _LINGER = 1.0
 """Seconds that a client has to read a last answer, while what it still sends is dropped."""
 
@@ -100,13 +97,9 @@ class Connection:
         self._wait = trio.CancelScope()
         """Around the reader, which looks again when this is cancelled."""
         self._tasks: trio.Nursery
-        self._output: list[bytes] = []
-        self._unsent = memoryview(b"")
-        self._backlog = 0
-        """Bytes that are to be sent."""
-        self._sending = False
-        """Whether a task waits for the socket to take more."""
+        self._output = Output(sock, self)
         self._held = False
+        """Whether the handler was told to hold."""
 
     # Its life.
 
@@ -117,14 +110,16 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as self._tasks:
+                self._output.tasks = self._tasks
                 await self._read()
                 self._lost()
                 self._tasks.cancel_scope.cancel()
         finally:
             self._stop()
             with trio.move_on_after(_LINGER, shield=True):
-                await self._send_rest()
+                await self._output.send_rest()
             self._over = True
+            self._output.close()
             self._parser.close()
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
@@ -142,16 +137,11 @@ class Connection:
 
     def write(self, data: bytes) -> None:
         """See `Client`."""
-        self._output.append(data)
-        self.has_more(len(data))
+        self._output.write(data)
 
     def has_more(self, size: int) -> None:
         """See `Client`."""
-        self._backlog += size
-        if self._sending:
-            self._hold()
-        elif not defer(self):
-            self.settle()
+        self._output.grew(size)
 
     def keeps(self, exchange: Exchange, whole: bool) -> bool:
         """See `Client`."""
@@ -191,10 +181,10 @@ class Connection:
         """Read, and have requests handled, until the connection is over."""
         while not self._over:
             if self._last and self._current is None:
-                if self._sending:
+                if self._output.waits:
                     await trio.sleep_forever()  # until that is done, or the client has gone
                 await self._linger()
-            elif self._current is not None or self._sending:
+            elif self._current is not None or self._output.waits:
                 # Nothing is handled now, but a client that goes is to be noticed.
                 if len(self._pending) >= _AHEAD:
                     await trio.sleep_forever()
@@ -223,7 +213,7 @@ class Connection:
             self._events.clear()
             self._lost()
             self._finish()
-        elif self._current is None and not self._sending:
+        elif self._current is None and not self._output.waits:
             self._pending = self._buffer[:size]
             with burst:
                 self._advance()
@@ -306,7 +296,7 @@ class Connection:
     # Its end.
 
     def _deadline(self) -> float:
-        if self._current is not None or self._sending or self._last:
+        if self._current is not None or self._output.waits or self._last:
             return math.inf
         return self._parser.deadline
 
@@ -338,8 +328,7 @@ class Connection:
     def _break(self) -> None:
         """Send and receive nothing any more."""
         self._over = self._last = True
-        self._output.clear()
-        self._unsent = memoryview(b"")
+        self._output.close()
         self._lost()
         self._wake()
 
@@ -376,71 +365,27 @@ class Connection:
                         break
         self._over = True
 
-    # Writing.
+    # What is sent; see `Source`.
 
-    def settle(self) -> None:
-        """See `Outlet`; a task does what the socket does not take now."""
-        if self._sending or self._over:
-            return
-        self._take_output()
-        self._send_some()
-        if self._unsent:
-            self._sending = True
-            self._tasks.start_soon(self._send_all)
-            woke()
-            self._hold()
+    def take(self) -> bytes:
+        """See `Source`."""
+        return b"" if self._current is None else self._current.take()
 
-    async def _send_all(self) -> None:
-        """Send what gathers, as the client reads, until nothing is left."""
-        with trio.move_on_after(_STALLED) as patience:
-            await self._send_rest(patience)
-        self._sending = False
-        if patience.cancelled_caught:
-            self._break()
-            return
-        exchange = self._current
-        if self._held and exchange is not None:
+    def on_behind(self) -> None:
+        """See `Source`."""
+        if not self._held and self._current is not None:
+            self._held = True
+            self._current.on_hold()
+
+    def on_caught_up(self) -> None:
+        """See `Source`."""
+        held, self._held = self._held, False
+        if held and self._current is not None:
             with burst:
-                exchange.on_resume()
-        self._held = False
+                self._current.on_resume()
         self._parser.idle(trio.current_time())
         self._wake()
 
-    async def _send_rest(self, patience: trio.CancelScope | None = None) -> None:
-        """The same for all that there is; `patience` begins anew with each byte sent."""
-        while self._take_output():
-            await trio.lowlevel.wait_writable(self._sock)
-            self._send_some()
-            if patience is not None:
-                patience.deadline = trio.current_time() + _STALLED
-
-    def _take_output(self) -> bool:
-        """Make what has gathered what is unsent; False where there is nothing."""
-        if not self._unsent and not self._over:
-            exchange, output = self._current, self._output
-            if exchange is not None and (pieces := exchange.take()):
-                output.append(pieces)
-            self._unsent = memoryview(output[0] if len(output) == 1 else b"".join(output))
-            self._backlog = len(self._unsent)
-            output.clear()
-        return bool(self._unsent)
-
-    def _send_some(self) -> None:
-        """Give the socket what it takes of what is unsent."""
-        if not self._unsent:
-            return
-        try:
-            sent = self._sock.send(self._unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._break()
-            return
-        self._unsent = self._unsent[sent:]
-        self._backlog -= sent
-
-    def _hold(self) -> None:
-        """Have the handler wait, where much waits for its client."""
-        if self._backlog > _BACKLOG and not self._held and self._current is not None:
-            self._held = True
-            self._current.on_hold()
+    def on_broken(self) -> None:
+        """See `Source`."""
+        self._break()

@@ -105,14 +105,13 @@ def test_a_slow_reader_holds_a_handler_behind_the_door(fleet: Fleet, tmp_path: P
     connection.close()
 
 
-def test_a_scheduler_that_drains_says_so(fleet: Fleet) -> None:
+def test_a_scheduler_that_drains_answers_what_is_in_flight(fleet: Fleet) -> None:
     connection = HTTPConnection(fleet.scheduler.http, timeout=20)
-    inputs = [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [1.0]}]
-    connection.request("POST", "/v2/models/sleep/infer", json.dumps({"inputs": inputs}))
-    time.sleep(0.3)
-    fleet.scheduler.process.terminate()
-    answer = connection.getresponse()
-    assert (answer.status, answer.getheader("connection")) == (200, "close")
-    answer.read()
+    body = json.dumps({"IN": [1, 2], "pause": 1.5})
+    connection.request("POST", "/v2/models/repeat/generate_stream", body)
+    with connection.getresponse() as answer:
+        first = answer.readline() + answer.readline()
+        fleet.scheduler.process.terminate()
+        assert outputs((first + answer.read()).decode()) == [1, 2]
     connection.close()
     assert fleet.scheduler.process.wait(15) == 0

@@ -304,19 +304,18 @@ def test_a_client_that_reads_slowly_holds_the_handler(http_replica: Any, tmp_pat
 def test_what_is_in_flight_when_it_drains_is_answered(start_replica: Any) -> None:
     live = start_replica("--app", "behaviours:app", "--http", "0")
     connection = HTTPConnection(live.http, timeout=20)
-    inputs = [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [1.0]}]
-    connection.request("POST", "/v2/models/sleep/infer", json.dumps({"inputs": inputs}))
-    other = HTTPConnection(live.http, timeout=20)
-    time.sleep(0.3)
-    live.process.terminate()
-    until(lambda: asked(live.http, "/ready")[0] == 503)
-    status, answer = asked(live.http, "/v2/models/sleep/infer", {"inputs": inputs})
-    assert (status, "draining" in answer["error"]) == (503, True)
-    answer = connection.getresponse()
-    assert (answer.status, answer.getheader("connection")) == (200, "close")
-    answer.read()
+    body = json.dumps({"IN": [1, 2], "pause": 2.5})
+    connection.request("POST", "/v2/models/repeat/generate_stream", body)
+    with connection.getresponse() as answer:
+        first = answer.readline() + answer.readline()
+        live.process.terminate()
+        until(lambda: asked(live.http, "/ready")[0] == 503)
+        status, refused = asked(live.http, "/v2/models/echo/infer", {"inputs": []})
+        assert (status, "draining" in refused["error"]) == (503, True)
+        assert [event["OUT"] for event in events(first + answer.read())] == [1, 2]
+    assert connection.sock is not None
+    assert connection.sock.recv(1) == b""
     connection.close()
-    other.close()
     assert live.process.wait(10) == 0
 
 
