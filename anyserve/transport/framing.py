@@ -28,6 +28,10 @@ _COPIED = 64 * 1024
 
 def pack(pieces: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """A message behind its prefix, not compressed; pieces of large ones stay as they are."""
+    if len(pieces) == 1:
+        (piece,) = pieces
+        prefix = _PREFIX.pack(0, len(piece))
+        return (prefix + piece,) if len(piece) < _COPIED else (prefix, piece)
     size = sum(map(len, pieces))
     prefix = _PREFIX.pack(0, size)
     return (b"".join((prefix, *pieces)),) if size < _COPIED else (prefix, *pieces)

@@ -187,10 +187,14 @@ class Http2:
         """Bytes that the peer's window for the connection allows beyond what is queued."""
         return self._engine.remote_window_size - self._engine.queued_body_size()
 
-    def consume(self, stream_id: int, amount: int) -> None:
-        """Give the peer its window back for bytes that have found their reader."""
-        self._engine.acknowledge_received_data(amount, stream_id)
+    def consume(self, stream_id: int, amount: int) -> bool:
+        """Give the peer its window back for bytes that have found their reader.
+
+        Returns whether there is output then: the peer is told once it is worth it.
+        """
         self.held -= amount
+        self._engine.acknowledge_received_data(amount, stream_id)
+        return self._engine.want_write
 
     @property
     def window_leaks(self) -> bool:

@@ -48,7 +48,10 @@ class Outbox:
         """See `Outlet`; `run` does what there is no room for."""
         messages = self._messages
         while messages and not self.behind:
-            batch = [message for message, _ in itertools.islice(messages, _BATCH)]
+            if len(messages) == 1:
+                batch = [messages[0][0]]
+            else:
+                batch = [message for message, _ in itertools.islice(messages, _BATCH)]
             if not self._stream.send_messages_now(batch):
                 self.behind = True
                 self._sender.wake()

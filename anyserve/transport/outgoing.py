@@ -30,13 +30,10 @@ class CallbackWire(ClientWire, Protocol):
 
     peer_ended: bool
     """Whether the answer is complete."""
-    on_news: Callable[[], None]
+    failure: AnyServeError | None
+    """What the stream has failed with."""
+    on_news: Callable[[], None] | None
     """Called when something has arrived, or the stream has failed; must not wait."""
-
-    @property
-    def failure(self) -> AnyServeError | None:
-        """What the stream has failed with."""
-        ...
 
     def take(self) -> list[bytes]:
         """The bytes that have arrived, whose window is given back by that."""
@@ -119,7 +116,7 @@ class Outgoing:
             self.scope.cancel()
         wire, self._wire = self._wire, None
         if wire is not None:
-            wire.on_news = nothing
+            wire.on_news = None
             wire.reset()
             self._release()
 

@@ -27,6 +27,7 @@ Metadata: TypeAlias = MultiDict[str | bytes]
 MetadataLike: TypeAlias = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+_PIECES = (list, tuple)
 """Flat bytes."""
 
 MIB = 1024 * 1024
@@ -128,7 +129,7 @@ def decode(data: bytes, message_type: Any) -> Any:
 
 def encode(message: Any, message_type: Any) -> Sequence[Buffer]:
     """Serialise `message`, in pieces; raises TypeError when it is not a `message_type`."""
-    if message_type is bytes and isinstance(message, list | tuple):
+    if message_type is bytes and isinstance(message, _PIECES):
         return message
     if not isinstance(message, message_type):
         raise TypeError(f"expected a {message_type.__name__}, got a {type(message).__name__}")

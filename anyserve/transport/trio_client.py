@@ -10,7 +10,7 @@ from functools import partial
 
 import trio
 
-from anyserve.burst import nothing, woke
+from anyserve.burst import woke
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.transport import channel, http2
 from anyserve.transport.address import Address, TcpAddress, parse_address
@@ -37,24 +37,6 @@ class _Wire(Stream):
         super().__init__(connection, stream_id)
         self.headers: Headers | None = None
         self.trailers: Headers | None = None
-        self.on_news = nothing
-
-    @property
-    def failure(self) -> AnyServeError | None:
-        """See `CallbackWire`."""
-        return self._failure
-
-    def take(self) -> list[bytes]:
-        """See `CallbackWire`."""
-        return self._take()
-
-    def arrived(self, data: bytes, ended: bool) -> None:
-        super().arrived(data, ended)
-        self.on_news()
-
-    def lost(self, error: AnyServeError) -> None:
-        super().lost(error)
-        self.on_news()
 
     async def received_headers(self) -> Headers:
         """See `ClientWire`."""

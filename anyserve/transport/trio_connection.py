@@ -112,7 +112,11 @@ class Connection:
                 if not size:
                     self.end("connection closed")
                     return
-                await self._feed_all(buffer[:size])
+                if size <= _FEED:
+                    with burst:
+                        self._feed(buffer[:size])
+                else:
+                    await self._feed_all(buffer[:size])
         if self.ended is None:
             self.end("it does not speak HTTP/2")
 
@@ -180,9 +184,8 @@ class Connection:
 
     def consume(self, stream_id: int, amount: int) -> None:
         """Bytes of a stream have found their reader."""
-        if self.ended is None:
-            self.http2.consume(stream_id, amount)
-            self.wake()  # with a window update, if that is due
+        if self.ended is None and self.http2.consume(stream_id, amount):
+            self.wake()
 
     def reset(self, stream_id: int, code: int, *, after_output: bool) -> None:
         """End a stream; what is queued on it is sent before or never."""
@@ -223,7 +226,7 @@ class Connection:
             stream.may_send.wake()
 
     async def _feed_all(self, data: memoryview) -> None:
-        """Read bytes of the peer; others have a turn where that is much work."""
+        """Read many bytes of the peer; others have a turn where that is much work."""
         while data:
             with burst:
                 events = self._feed(data[:_FEED])
@@ -277,7 +280,8 @@ class Connection:
                 self._broken = True
                 self.end(str(error))
             else:
-                self._dispatch(self.http2.events())
+                if events := self.http2.events():
+                    self._dispatch(events)
         if self._early:
             data = b"".join((*self._early, data))
             self._early.clear()

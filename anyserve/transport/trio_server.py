@@ -47,17 +47,10 @@ class _Wire(Stream):
 
     scope: trio.CancelScope
     """Of a call that runs as a task."""
-    begin: Callable[[], None] | None = None
-    """Begins the call with the first bytes of its message, where they decide how."""
 
     def __init__(self, connection: _Connection, stream_id: int) -> None:
         super().__init__(connection, stream_id)
         self.on_lost: Callable[[], None] = nothing
-
-    def arrived(self, data: bytes, ended: bool) -> None:
-        super().arrived(data, ended)
-        if self.begin is not None:
-            self.begin()
 
     def only_message(self, max_bytes: int) -> bytes | None:
         """The message of a unary call, where all of it came at once; else None, and it stays."""
@@ -65,7 +58,7 @@ class _Wire(Stream):
             return None
         message = only_message(self._chunks[0], max_bytes)
         if message is not None:
-            self._take()
+            self.take()
         return message
 
     def lost(self, error: AnyServeError) -> None:
@@ -226,12 +219,13 @@ class _Connection(Connection):
         request = _Request(head, timeout, method)
         if isinstance(method.func, Callback):
             self._undecided[wire] = request
-            wire.begin = partial(self._begin, wire, method.func)
+            # The first bytes of its message decide how it begins.
+            wire.on_news = partial(self._begin, wire, method.func)
         else:
             self.start_task(wire, request)
 
     def _decided(self, wire: _Wire) -> _Request:
-        wire.begin = None
+        wire.on_news = None
         return self._undecided.pop(wire)
 
     def _begin(self, wire: _Wire, callback: Callback) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,10 @@ class Stream:
     """Whether the peer has said all it had to say."""
     left = False
     """Whether nobody here wants anything of it any more."""
-    _failure: AnyServeError | None = None
+    failure: AnyServeError | None = None
+    """What it has failed with, which ends every wait at it."""
+    on_news: Callable[[], None] | None = None
+    """Called when something has arrived, or the stream has failed; must not wait."""
     _begun = False
     _ended = False
 
@@ -52,7 +56,7 @@ class Stream:
         """See `WireStream`; returns without a turn of the loop where something is here."""
         while not self._chunks and not self.peer_ended:
             await self.news()
-        return self._take()
+        return self.take()
 
     async def news(self) -> None:
         """Wait until something has arrived; raises what the stream has failed with."""
@@ -67,7 +71,7 @@ class Stream:
         end: bool = False,
     ) -> bool:
         """See `WireStream`."""
-        if not self.open:
+        if self.closed or self._ended:
             return False
         connection = self._connection
         if data:
@@ -80,7 +84,8 @@ class Stream:
                 self._begin(headers)
             for part in data:
                 self._http2.send_data(self.id, part)
-            self._end(trailers, end)
+            if trailers is not None or end:
+                self._end(trailers, end)
         except StreamGone:
             # The peer has reset it, and that event is still on its way here.
             return False
@@ -132,7 +137,7 @@ class Stream:
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
         """See `WireStream`; an answer that is complete is sent before."""
         self.left = True
-        self._take()
+        self.take()
         if self.closed or (self._ended and self.peer_ended):
             return
         self._connection.reset(self.id, code, after_output=self._ended)
@@ -153,17 +158,22 @@ class Stream:
         if ended:
             self.peer_ended = True
         self._news.wake()
+        if self.on_news is not None:
+            self.on_news()
 
     def lost(self, error: AnyServeError) -> None:
         """It has failed with `error`, which ends every wait at it."""
         self.closed = True
         woke()  # a server has cancelled the call
-        if self._failure is None:
-            self._failure = error
+        if self.failure is None:
+            self.failure = error
         self._news.wake()
         self.may_send.wake()
+        if self.on_news is not None:
+            self.on_news()
 
-    def _take(self) -> list[bytes]:
+    def take(self) -> list[bytes]:
+        """The bytes that have arrived, whose window is given back by that."""
         chunks = self._chunks
         if chunks:
             self._chunks = []
@@ -202,9 +212,9 @@ class Stream:
             await connection.wait_for_room(self)
 
     async def _check_alive(self) -> None:
-        if self._failure is not None:
+        if self.failure is not None:
             # On a server the scope is cancelled too, and that is what its handler is to see.
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise self._failure
+            raise self.failure
         if self.closed:
             raise Cancelled("the stream is closed")
