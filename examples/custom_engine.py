@@ -1,98 +1,75 @@
-"""An engine of your own: requests gathered into batches, tokens streamed, cancellation that counts.
+"""An engine of your own: it says what it is and generates; AnyServe does the rest.
 
     anyserve replica --app examples.custom_engine:app
-    anyserve infer 127.0.0.1:8001 shout text_input='one two three' --stream
+    anyserve infer 127.0.0.1:8001 decode text_input='one two three' --stream
 
-The engine is a toy, which "generates" the words of its prompt in capitals. What is around it is
-what a real one needs: all requests are stepped at once, in a thread, and those that are cancelled
-are dropped.
+This one is a toy, which says its prompt in capitals, a word a token. What all texts need next is
+computed together, in a thread, as a real one's batches are.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-import attrs
 import trio
 
-from anyserve import App, Context, Request, Response
+from anyserve.engines.interface import BASIC, About, Delta, Engine, Prompt, Sampling, Usage
+from anyserve.engines.serving import text_app
 
 
-@attrs.define(eq=False)
-class Generation:
-    """One request in the engine."""
-
-    words: list[str]
-    pieces: trio.MemorySendChannel[str]
-
-
-class Engine:
-    """Steps every generation that runs by one word at a time."""
+class Capitals(Engine):
+    about = About(
+        model="capitals",
+        max_context=1024,
+        slots=16,
+        sampling=BASIC | {"temperature"},  # there is nothing to choose: any will do
+        resumable=True,
+    )
 
     def __init__(self) -> None:
-        self._running: list[Generation] = []
-        self._arrived = trio.Event()
+        self._send, self._steps = trio.open_memory_channel[tuple[str, list[str], trio.Event]](16)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator[Capitals]:
+        async with trio.open_nursery() as nursery:
+            engine = cls()
+            nursery.start_soon(engine.run)
+            yield engine
+            nursery.cancel_scope.cancel()
 
     async def run(self) -> None:
-        """Step until cancelled; sleeps while there is nothing to do."""
-        while True:
-            if not self._running:
-                self._arrived = trio.Event()
-                await self._arrived.wait()
-            batch = list(self._running)
-            pieces = await trio.to_thread.run_sync(_step, [g.words[0] for g in batch])
-            for generation, piece in zip(batch, pieces, strict=True):
-                del generation.words[0]
-                if generation in self._running:  # not cancelled during the step
-                    await generation.pieces.send(piece)
-                if not generation.words and generation in self._running:
-                    self._running.remove(generation)
-                    generation.pieces.close()
+        async for first in self._steps:
+            batch = [first]
+            while self._steps.statistics().current_buffer_used:
+                batch.append(self._steps.receive_nowait())
+            pieces = await trio.to_thread.run_sync(model, [word for word, _, _ in batch])
+            for piece, (_, answer, done) in zip(pieces, batch, strict=True):
+                answer.append(piece)
+                done.set()
 
-    async def generate(self, prompt: str) -> AsyncGenerator[str, None]:
-        """The words of `prompt` in capitals, as they come. Cancelled, the engine forgets it."""
-        send, receive = trio.open_memory_channel[str](64)
-        generation = Generation(prompt.split(), send)
-        if not generation.words:
-            return
-        self._running.append(generation)
-        self._arrived.set()
-        try:
-            async for piece in receive:
-                yield piece
-        finally:
-            if generation in self._running:
-                self._running.remove(generation)
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        resume: Sequence[int] = (),
+        request_id: str = "",
+    ) -> AsyncGenerator[Delta, None]:
+        words = str(prompt).split()
+        for count in range(len(resume) + 1, min(len(words), sampling.max_tokens) + 1):
+            answer, done = list[str](), trio.Event()
+            await self._send.send((words[count - 1], answer, done))
+            await done.wait()
+            yield Delta(answer[0] + " ", Usage(len(words), count), token_ids=(count,))
+        reason = "stop" if len(words) <= sampling.max_tokens else "length"
+        yield Delta("", Usage(len(words), min(len(words), sampling.max_tokens)), reason)
 
 
-def _step(words: list[str]) -> list[str]:
+def model(words: list[str]) -> list[str]:
     """One step of the "model" for a batch: blocking code, as a real one's."""
     return [word.upper() for word in words]
 
 
-app = App()
-engine = Engine()
-
-
-@app.lifespan
-async def lifespan(app: App) -> AsyncIterator[None]:
-    """The engine's loop lives as long as the worker."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run)
-        app.describe("shout", model="capitals")
-        yield
-        nursery.cancel_scope.cancel()
-
-
-@app.capability(
-    "shout",
-    inputs={"text_input": "BYTES[1]"},
-    outputs={"text_output": "BYTES[1]"},
-    concurrency=16,
-)
-async def words(request: Request, context: Context) -> AsyncIterator[Response]:
-    """A response a word."""
-    async with aclosing(engine.generate(request["text_input"][0].decode())) as pieces:
-        async for piece in pieces:
-            yield Response(outputs={"text_output": piece + " "})
+app = text_app(Capitals.open)

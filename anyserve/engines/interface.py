@@ -12,13 +12,28 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 
 from anyserve.capability import Attribute
-from anyserve.engines.prompts import Prompt
+from anyserve.engines.prompts import Chat, Message, Prompt
 from anyserve.engines.sampling import BASIC, Sampling
 from anyserve.errors import Unimplemented
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+__all__ = [
+    "BASIC",
+    "About",
+    "Chat",
+    "Delta",
+    "Engine",
+    "EngineLoad",
+    "Message",
+    "Prompt",
+    "Sampling",
+    "TokenLogprob",
+    "Usage",
+    "Vectors",
+]
 
 Vectors: TypeAlias = "npt.NDArray[np.float32]"
 """FP32 [n, d], a row a text."""
@@ -86,7 +101,7 @@ class About:
     tools: bool = False
     """A chat may have tools."""
     resumable: bool = False
-    """`generate` gives `token_ids` and takes `resume`."""
+    """`generate` takes `resume`, and gives `token_ids` where `return_token_ids` asks for them."""
     samples: bool = False
     """`generate` gives all `n` texts itself; else it is called once for each."""
     attributes: Mapping[str, Attribute] = attrs.field(factory=dict)

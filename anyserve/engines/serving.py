@@ -88,11 +88,7 @@ def declare_text(app: App, capability: str, engine: FindEngine) -> None:
 
 
 def declare_embedding(
-    app: App,
-    capability: str,
-    engine: FindEngine,
-    *,
-    dimensions: int = -1,
+    app: App, capability: str, engine: FindEngine, *, dimensions: int = -1
 ) -> None:
     """Declare `capability`, served by `engine`'s vectors: `text_input` BYTES [n] to `embedding`
     FP32 [n, dimensions]. The app's lifespan opens the engine and calls `describe`.
@@ -124,7 +120,8 @@ def describe(app: App, capability: str, about: About) -> None:
 
 def check(asked: TextRequest, about: About) -> None:
     """Raise `Unimplemented` naming what the engine can't do, rather than have it ignored."""
-    for name in sorted(asked.sampling.asked() - about.sampling):
+    obeyed = about.sampling | {"return_token_ids"} if about.resumable else about.sampling
+    for name in sorted(asked.sampling.asked() - obeyed):
         raise Unimplemented(f"{name}: {about.model} can't do that")
     if asked.resume and not about.resumable:
         raise Unimplemented(f"resume_token_ids: {about.model} can't do that")

@@ -63,8 +63,9 @@ def test_echo_streaming_the_slow_start_and_the_custom_engine_answer_the_command_
         "number: 2\nnumber: 1\nnumber: 0\n"
     )
     assert infer(live.address, "classify", "text=what a lovely day") == "label: positive\n"
-    shouted = infer(live.address, "shout", "text_input=one two", "--stream")
-    assert shouted.split() == ["text_output:", "ONE", "text_output:", "TWO"]
+    shouted = infer(live.address, "decode", "text_input=one two", "--stream")
+    pieces = [line for line in shouted.splitlines() if line.startswith("text_output")]
+    assert pieces == ["text_output: ONE ", "text_output: TWO ", "text_output: "]
 
 
 def test_the_shared_memory_client_gets_its_tensor_back(start_replica) -> None:
@@ -83,11 +84,24 @@ def test_the_text_and_embedding_clients_get_real_answers(start_replica) -> None:
 async def test_a_cancelled_request_leaves_the_custom_engine() -> None:
     app = load_app("examples.custom_engine:app")
     async with open_test_client(app) as client:
+        asked = {"max_tokens": 100_000, "stream": True}
         with trio.move_on_after(5) as scope:
-            async for _ in client.generate("shout", {"text_input": "word " * 100_000}):
+            async for _ in client.generate("decode", {"text_input": "word " * 100_000}, asked):
                 scope.cancel()
-        response = [r async for r in client.generate("shout", {"text_input": "again"})]
-        assert response[0].outputs["text_output"][0] == b"AGAIN "
+        again = await client.infer("decode", {"text_input": "again"})
+        assert again["text_output"][0] == b"AGAIN "
+
+
+async def test_the_custom_engine_is_short_and_resumes_its_texts() -> None:
+    source = (EXAMPLES / "custom_engine.py").read_text()
+    engine = source[source.index("class Capitals") : source.index("def model")]
+    assert len(engine.splitlines()) < 60
+    async with open_test_client(load_app("examples.custom_engine:app")) as client:
+        asked = {"max_tokens": 3, "resume_token_ids": "[1, 2]", "return_token_ids": True}
+        rest = await client.infer("decode", {"text_input": "one two three four"}, asked)
+        assert rest["text_output"][0] == b"THREE "
+        assert rest["token_ids"].tolist() == [3]
+        assert (rest["finish_reason"][0], rest["num_output_tokens"].item()) == (b"length", 3)
 
 
 @pytest.mark.parametrize("start, numbers", [(0, [0]), (3, [3, 2, 1, 0])])

@@ -26,7 +26,6 @@ SAMPLING = BASIC | {
     "json_schema",
     "logprobs",
     "top_logprobs",
-    "return_token_ids",
 }
 """What can be asked for. No `regex`: the native side lets through what it can't keep a text to,
 and nothing that checks a text by a client's expression takes a bounded time."""
