@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 from anyserve_actors.tracing import OpenSpan
@@ -26,12 +26,9 @@ from anyserve.errors import AnyServeError, DeadlineExceeded, NotFound, Permissio
 from anyserve.needs import from_bytes, to_bytes
 from anyserve.region_parameters import REGION as REGION_NAME
 from anyserve.traces import Trace
-from anyserve.transport.outgoing import Answers, Outgoing
+from anyserve.transport.outgoing import Answers, Caller, Ongoing
 from anyserve.transport.rpc import Metadata
 from anyserve.transport.wire import NotTaken
-
-if TYPE_CHECKING:
-    from anyserve.replica.scheduler_link import SchedulerLink
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -59,10 +56,39 @@ REGION = REGION_NAME.encode()
 RequestMetadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 
+class Link(Protocol):
+    """What handing back needs of the scheduler link."""
+
+    handed_back: int
+    """Requests of the scheduler that were not served here."""
+    relayed: int
+    """Requests of clients that the scheduler was given instead."""
+
+    @property
+    def replica_id(self) -> str:
+        """The replica's own in the fleet."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The last one granted."""
+        ...
+
+    @property
+    def token(self) -> bytes:
+        """What the scheduler's calls carry."""
+        ...
+
+    @property
+    def channel(self) -> Caller | None:
+        """To the scheduler; None while the replica is not registered."""
+        ...
+
+
 class Handback:
     """The way back to the scheduler."""
 
-    def __init__(self, link: Callable[[], SchedulerLink | None], deadlines: Deadlines) -> None:
+    def __init__(self, link: Callable[[], Link | None], deadlines: Deadlines) -> None:
         """link: None before the replica serves. deadlines: where those of relays are kept."""
         self._link = link
         self._deadlines = deadlines
@@ -149,7 +175,7 @@ class Handback:
 class Relay:
     """A client's request that the scheduler has served elsewhere, and its answers on their way."""
 
-    call: Outgoing
+    call: Ongoing
 
     def __init__(
         self,

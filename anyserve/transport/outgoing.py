@@ -58,6 +58,41 @@ class Answers(Protocol):
         ...
 
 
+class Ongoing(Protocol):
+    """A call that has begun, as whoever has begun it sees it."""
+
+    def cancel(self) -> None:
+        """Nobody wants the rest; the server is told, and nothing is called back any more."""
+        ...
+
+    def hold(self) -> None:
+        """Take nothing of what arrives, so that the server has to wait."""
+        ...
+
+    def resume(self) -> None:
+        """Go on with what has arrived."""
+        ...
+
+
+class Caller(Protocol):
+    """Something that begins such calls, as a channel does."""
+
+    def call(
+        self,
+        path: str,
+        message: Sequence[Buffer],
+        answers: Answers,
+        *,
+        deadline: float = math.inf,
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
+    ) -> Ongoing:
+        """Begin a call of one message, which `answers` hears of later.
+
+        deadline: on Trio's clock; it goes along, and the caller keeps it.
+        """
+        ...
+
+
 class Outgoing:
     """One such call. It ends by `Answers.on_end` or by `cancel`, whichever comes first."""
 
@@ -90,16 +125,16 @@ class Outgoing:
                 self.fail(error)
 
     def cancel(self) -> None:
-        """Nobody wants the rest; the server is told, and nothing is called back any more."""
+        """See `Ongoing`."""
         if not self.over:
             self._leave()
 
     def hold(self) -> None:
-        """Take nothing of what arrives, so that the server has to wait."""
+        """See `Ongoing`."""
         self._held = True
 
     def resume(self) -> None:
-        """Go on with what has arrived."""
+        """See `Ongoing`."""
         self._held = False
         if self._wire is not None and not self.over:
             self._on_news()

@@ -78,7 +78,7 @@ class Scheduler:
         self.ways = Ways(self.registry, self.links, self.channels, self.router)
         """What is on its way through the front door."""
         self._health = HealthState()
-        self._service = GatewayService(self.ways)
+        self._service = GatewayService(self.ways, self.channels)
         self._listener: Listener | None = None
         self._http: HttpServer | None = None
         # As in a replica, none of these restarts alone.

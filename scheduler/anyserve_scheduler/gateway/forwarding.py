@@ -17,11 +17,9 @@ from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
 from anyserve.intake import Intake
 from anyserve.needs import to_bytes
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
-from anyserve.transport.outgoing import Outgoing
+from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata, decode
-from anyserve.transport.trio_client import Channel
 from anyserve.transport.wire import NotTaken
-from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
 from anyserve_scheduler.links import Link, Links
@@ -44,11 +42,23 @@ class Client(Protocol):
         ...
 
 
+class Reach(Protocol):
+    """How replicas are reached."""
+
+    def get(self, replica: ReplicaView) -> Caller | None:
+        """The channel to a replica, where there is one."""
+        ...
+
+    async def open(self, replica: ReplicaView) -> Caller:
+        """The channel to a replica, opened where there is none; raises `Unavailable`."""
+        ...
+
+
 class Ways:
     """What forwarding needs of the scheduler."""
 
     def __init__(
-        self, registry: WatchedRegistry, links: Links, channels: Channels, router: Router
+        self, registry: WatchedRegistry, links: Links, channels: Reach, router: Router
     ) -> None:
         self.registry = registry
         self.links = links
@@ -81,7 +91,7 @@ class Forwarding:
     decoupled = False
     """Whether the replica may answer any number of times."""
     _deadline: Deadline | None = None
-    _call: Outgoing | None = None
+    _call: Ongoing | None = None
     _sent: Sent | None = None
     _span: OpenSpan | None = None
     _sending: OpenSpan | None = None
@@ -228,7 +238,7 @@ class Forwarding:
         else:
             ways.nursery.start_soon(self._open, view, metadata)
 
-    def _begin(self, channel: Channel, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    def _begin(self, channel: Caller, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         request = self._request
         self._call = channel.call(
             request.path, (request.body,), self, deadline=request.deadline, metadata=metadata

@@ -19,6 +19,7 @@ from anyserve.replica.service import EXTENSIONS, kserve_mapping, model_name
 from anyserve.replica.settings import Settings
 from anyserve.transport.callback import UnaryCall
 from anyserve.transport.rpc import ServerStream
+from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.fleet import ReplicaState, ReplicaView
 from anyserve_scheduler.gateway.asking import Said, ask, ask_all
 from anyserve_scheduler.gateway.forwarding import Ways
@@ -43,8 +44,10 @@ _log = logging.getLogger(__name__)
 class GatewayService:
     """The service that clients of the fleet speak to."""
 
-    def __init__(self, ways: Ways) -> None:
+    def __init__(self, ways: Ways, channels: Channels) -> None:
+        """channels: to the replicas, for what is not passed on but asked."""
         self._ways = ways
+        self._channels = channels
         self._settings = Settings()
 
     def methods(self) -> Mapping[str, Method]:
@@ -205,7 +208,7 @@ class GatewayService:
                 raise decision.error()
             view = ways.registry.fleet().replicas[decision.replica]
             try:
-                return await ask(ways.channels, view, method, request, reply_type)
+                return await ask(self._channels, view, method, request, reply_type)
             except Unavailable as error:
                 excluded[view.id] = error.message
                 if len(excluded) == _ATTEMPTS:
@@ -215,7 +218,7 @@ class GatewayService:
         self, views: list[ReplicaView], method: str, request: Any, reply_type: type[Reply]
     ) -> list[Said[Reply]]:
         """What all of these say; raises `Unavailable` where none of them answers."""
-        said = await ask_all(self._ways.channels, views, method, request, reply_type)
+        said = await ask_all(self._channels, views, method, request, reply_type)
         silent = [each for each in said if isinstance(each.error, Unavailable)]
         for each in silent:
             _log.warning("%s: replica %s: %s", method, each.replica, each.error)
@@ -229,7 +232,7 @@ class GatewayService:
         It takes as long as it takes: the caller's deadline bounds it.
         """
         views = self._replicas()
-        said = await ask_all(self._ways.channels, views, method, request, reply_type, math.inf)
+        said = await ask_all(self._channels, views, method, request, reply_type, math.inf)
         known = [each for each in said if not isinstance(each.error, NotFound)]
         if not known:
             raise NotFound(f"no replica of the fleet has {name!r}")
