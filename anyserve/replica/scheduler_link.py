@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import lru_cache
 from typing import TypeAlias
 
 import attrs
@@ -29,8 +31,8 @@ from anyserve.transport.trio_client import Channel
 
 ATTACH = "/anyserve.v1.Scheduler/Attach"
 LEAVE = "/anyserve.v1.Scheduler/Leave"
-BACKOFF = Backoff(initial=0.2, factor=2.0, maximum=4.0, jitter=0.5)
-"""Between attempts. A scheduler that is back has heard of all its replicas within one lease."""
+_BACKOFF = Backoff(initial=0.2, factor=2.0, maximum=4.0, jitter=0.5)
+"""Between attempts."""
 _ANSWER_TIMEOUT = 5.0
 """Seconds for the scheduler to be reached and to answer the registration."""
 _LEAVE_TIMEOUT = 1.0
@@ -52,6 +54,15 @@ class LinkConfig:
 
 def ignore(order: Order) -> None:
     """What a replica does with orders that has nothing on demand."""
+
+
+@lru_cache(16)
+def backoff(lease: float) -> Backoff:
+    """Between attempts of a replica whose last lease was of so many seconds, inf for none yet.
+
+    A scheduler that is back has heard of all its replicas within one lease.
+    """
+    return attrs.evolve(_BACKOFF, maximum=min(_BACKOFF.maximum, lease / 3))
 
 
 class SchedulerLink(Actor[None]):
@@ -93,6 +104,8 @@ class SchedulerLink(Actor[None]):
         self._jitter = jitter
         self._changed = trio.Event()
         self._want_full = False
+        self._lease = math.inf
+        """Seconds of the one granted last."""
         self._patience = _ANSWER_TIMEOUT
         self._silence = trio.CancelScope()
         self._failures = 0
@@ -123,7 +136,7 @@ class SchedulerLink(Actor[None]):
                 errors = caught
             if errors is not None:
                 self._lost(errors, context)
-            await trio.sleep(BACKOFF.delay(self._failures, self._jitter()))
+            await trio.sleep(backoff(self._lease).delay(self._failures, self._jitter()))
             self._failures += 1
 
     async def aclose(self) -> None:
@@ -162,7 +175,8 @@ class SchedulerLink(Actor[None]):
                 told = self._standing()
                 granted = await self._register(stream, told)
                 self.epoch = granted.epoch
-                self._heard(granted.lease_ms / 1000)
+                self._lease = granted.lease_ms / 1000
+                self._heard(self._lease)
                 self._want_full = False
                 self._failures = 0
                 self._last_error = ""

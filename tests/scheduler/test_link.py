@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_scheduler.fleet import ReplicaState
+from anyserve_scheduler.registration import LeaseTerms
 
 from anyserve.errors import Aborted, AlreadyExists, PermissionDenied, Unavailable
 from anyserve.replica.scheduler_link import LEAVE
@@ -144,6 +145,20 @@ async def test_a_scheduler_that_starts_again_knows_its_fleet_within_a_lease(
     await trio.sleep(LEASE)
     assert len(desk.names()) == 50
     assert all(fake.link.epoch > epoch for fake, epoch in zip(fakes, old, strict=True))
+
+
+async def test_it_does_so_within_a_lease_that_is_short(
+    desk: Any, join: Join, autojump_clock: Any
+) -> None:
+    desk.terms = LeaseTerms(lease=2.0, interval=0.4, grace=0.2)
+    desk.start()
+    fakes = [join(f"replica-{number}", "decode") for number in range(50)]
+    await trio.sleep(1.0)
+    desk.kill()
+    await trio.sleep(60)
+    desk.start()
+    await trio.sleep(2.0)
+    assert len(desk.names()) == len(fakes)
 
 
 async def test_a_replica_whose_link_breaks_is_suspect_and_resumes_with_its_epoch(
