@@ -41,14 +41,18 @@ class Intake:
                 self._reading.discard(scope)
                 self._check_idle()
 
+    def stop_accepting(self) -> None:
+        """Take no more requests; those in flight go on."""
+        self.draining = True
+        for scope in self._reading:
+            scope.cancel()
+
     async def drain(self) -> None:
         """Take no more requests and wait until those in flight have ended; the caller bounds it.
 
         Cancelled, it goes on draining.
         """
-        self.draining = True
-        for scope in self._reading:
-            scope.cancel()
+        self.stop_accepting()
         while self.in_flight or self._reading:
             self._idle = trio.Event()
             await self._idle.wait()

@@ -166,6 +166,10 @@ class Dispatcher(Actor[None]):
         """A scope for reading requests, cancelled once no more are taken."""
         return self._intake.accepting()
 
+    def stop_accepting(self) -> None:
+        """See `Intake`."""
+        self._intake.stop_accepting()
+
     async def drain(self) -> None:
         """See `Intake`."""
         await self._intake.drain()

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import attrs
 import pytest
+from anyserve_scheduler.fleet import ReplicaState
 from anyserve_scheduler.routing import Router
 from anyserve_scheduler.simulate import Result, Scenario, load, parse, run
 from anyserve_scheduler.simulate.__main__ import main
+from anyserve_scheduler.simulate.attachment import Attachment
+from anyserve_scheduler.simulate.ledger import Ledger
 from anyserve_scheduler.simulate.network import Network
+from anyserve_scheduler.simulate.process import Process
+
+from anyserve.errors import AnyServeError, Unavailable
+from anyserve.transport.rpc import Metadata
 
 SCENARIOS = Path(__file__).parents[2] / "examples" / "scenarios"
 
@@ -94,6 +101,102 @@ def test_a_crash_ends_what_ran_there_as_unavailable_and_nothing_else() -> None:
     assert total(result) == 400
 
 
+def test_a_scheduler_that_is_killed_lets_down_what_it_has_and_no_direct_request() -> None:
+    fault = '[[faults]]\nkind = "scheduler"\nat = 3\nduration = 4\nevery = 12\n'
+    (traffic,) = quiet().traffic
+    busy = attrs.evolve(traffic, service=0.3)
+    direct = run(quiet(fault, traffic=(attrs.evolve(busy, direct=1.0, rate=5.0),)))
+    assert not direct.violations
+    assert "unavailable" not in direct.outcomes
+    through = run(quiet(fault, traffic=(busy,)))
+    assert not through.violations
+    assert through.outcomes["unavailable"] > 0
+    assert through.outcomes["answered"] > 0.4 * 400
+
+
+def test_a_relayed_request_ends_when_the_scheduler_is_killed() -> None:
+    fault = '[[faults]]\nkind = "scheduler"\nat = 3\nduration = 1\nevery = 4\n'
+    (traffic,) = quiet().traffic
+    crowded = attrs.evolve(traffic, direct=1.0, rate=20.0, service=0.3)
+    result = run(quiet(fault, traffic=(crowded,)))
+    assert not result.violations
+    assert result.delegated > 0
+    assert result.outcomes["unavailable"] > 0
+
+
+def test_a_replica_that_does_not_come_back_to_a_new_scheduler_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Attachment, "_again", lambda self: None)
+    fault = '[[faults]]\nkind = "scheduler"\nat = 3\nduration = 1\n'
+    result = run(quiet(fault))
+    assert any("was not heard in the first lease" in what for what in result.violations)
+
+
+def test_a_fault_in_the_midst_of_a_stream_ends_it_once_and_it_is_not_resumed() -> None:
+    fault = '[[faults]]\nkind = "crash"\nat = 1\nduration = 1\nevery = 2\n'
+    (traffic,) = quiet().traffic
+    streams = attrs.evolve(traffic, answers=20, service=0.4, direct=0.3)
+    result = run(quiet(fault, traffic=(streams,)))
+    assert not result.violations
+    assert result.outcomes["unavailable"] > 0
+    assert result.outcomes["answered"] > 200
+
+
+def test_a_stream_that_is_resumed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyserve_scheduler.gateway.forwarding import Forwarding
+
+    def on_end(self: Forwarding, error: AnyServeError | None, metadata: Metadata) -> None:
+        if isinstance(error, Unavailable):
+            self._go_on(error.message)
+        else:
+            self._end(error)
+
+    monkeypatch.setattr(Forwarding, "on_end", on_end)
+    monkeypatch.setattr(Forwarding, "on_messages", lambda self, m: self._client.on_messages(m))
+    fault = '[[faults]]\nkind = "crash"\nat = 1\nduration = 1\nevery = 2\n'
+    (traffic,) = quiet().traffic
+    result = run(quiet(fault, traffic=(attrs.evolve(traffic, answers=20, service=0.4),)))
+    assert any("was begun twice" in what for what in result.violations)
+    assert any("was given message 0 after" in what for what in result.violations)
+
+
+def test_replicas_that_drain_in_turn_fail_no_request() -> None:
+    faults = "".join(
+        f'[[faults]]\nkind = "drain"\nreplica = "d-{turn}"\n'
+        f"at = {3 + 4 * turn}\nduration = 2\nevery = 12\n"
+        for turn in range(3)
+    )
+    (traffic,) = quiet().traffic
+    result = run(quiet(faults, traffic=(attrs.evolve(traffic, answers=4, service=0.2),)))
+    assert result.outcomes == {"answered": 400}
+    assert not result.violations
+
+
+def test_a_request_for_a_replica_that_drains_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyserve_scheduler import registry
+
+    monkeypatch.setattr(registry, "_state", lambda draining: ReplicaState.LIVE)
+    fault = '[[faults]]\nkind = "drain"\nreplica = "d-0"\nat = 3\nduration = 1\n'
+    (traffic,) = quiet().traffic
+    result = run(quiet(fault, traffic=(attrs.evolve(traffic, service=3.0, rate=2.0),)))
+    assert any("which said that it drains" in what for what in result.violations)
+
+
+def test_a_replica_that_drains_and_leaves_too_soon_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def crash(self: Process) -> None:
+        self.replica.crash()
+
+    monkeypatch.setattr(Process, "drain", crash)
+    monkeypatch.setattr(Ledger, "lose", lambda self, body: None)
+    fault = '[[faults]]\nkind = "drain"\nat = 1\nduration = 1\nevery = 2\n'
+    (traffic,) = quiet().traffic
+    result = run(quiet(fault, traffic=(attrs.evolve(traffic, service=0.4),)))
+    assert any("was begun and became unavailable" in what for what in result.violations)
+
+
 def test_lost_late_and_repeated_reports_cost_no_request() -> None:
     faults = "".join(
         f'[[faults]]\nkind = "{kind}"\nreplica = "d-0"\nat = 0\nduration = 30\n'
@@ -115,7 +218,7 @@ def test_capabilities_on_demand_are_loaded_and_moved_as_they_are_wanted() -> Non
 def test_a_slot_that_is_not_given_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Router, "ended", lambda self, sent, now, *, served: None)
     monkeypatch.setattr(
-        "anyserve_scheduler.simulate.front.MeasuredRouter.ended",
+        "anyserve_scheduler.simulate.measured.MeasuredRouter.ended",
         lambda self, sent, now, *, served: None,
     )
     result = run(quiet(requests=5))

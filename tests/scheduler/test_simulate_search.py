@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from anyserve_scheduler.registration import LeaseTerms
@@ -35,43 +38,43 @@ def moments(most: float) -> st.SearchStrategy[float]:
     return st.integers(0, int(most * 4)).map(lambda quarters: quarters / 4)
 
 
+def one_of_all(*choices: Sequence[Any]) -> st.SearchStrategy[Any]:
+    """One of each, in a single draw, the first ones where it is shrunk.
+
+    What hypothesis leaves out in one step are a few draws in a row: a request or a fault of more
+    than that would never go as a whole.
+    """
+    return st.sampled_from(list(itertools.product(*choices)))
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Arrival:
     at = draw(moments(12))
-    patience = draw(st.sampled_from([math.inf, math.inf, 0.1, 1.0]))
-    traffic = TrafficSpec(
-        need=draw(st.sampled_from(NEEDS)),
-        kind="poisson",
-        rate=1.0,
-        deadline=draw(st.sampled_from([math.inf, 0.0001, 0.2, 1.0, 3.0])),
+    need, deadline, service, answers = draw(
+        one_of_all(NEEDS, [math.inf, 0.0001, 0.2, 1.0, 3.0], [0.01, 0.25, 1.0, 4.0], [1, 3])
     )
-    return Arrival(
-        at,
-        traffic,
-        service=draw(st.sampled_from([0.01, 0.25, 1.0, 4.0])),
-        direct=draw(st.booleans()),
-        gives_up=at + patience,
-        session=draw(st.sampled_from([None, "a"])),
-        blocks=draw(st.sampled_from([(), (b"1", b"2")])),
+    direct, patience, session, blocks = draw(
+        one_of_all([False, True], [math.inf, 0.1, 1.0], [None, "a"], [(), (b"1", b"2")])
     )
+    traffic = TrafficSpec(need=need, kind="poisson", rate=1.0, deadline=deadline, answers=answers)
+    return Arrival(at, traffic, service, direct, at + patience, session, blocks)
 
 
-faults = st.builds(
-    FaultSpec,
-    kind=st.sampled_from(FAULTS),
-    replica=st.sampled_from(REPLICAS),
-    at=moments(12),
-    duration=moments(8).map(lambda duration: duration + 0.25),
-    factor=st.sampled_from([0.5, 3.0, 10.0]),
-    probability=st.sampled_from([0.5, 1.0]),
-    capability=st.sampled_from([need.name for need in NEEDS]),
-)
+@st.composite
+def faults(draw: st.DrawFn) -> FaultSpec:
+    at, duration = draw(moments(12)), draw(moments(8)) + 0.25
+    kind, replica, factor, probability, capability = draw(
+        one_of_all(FAULTS, REPLICAS, [0.5, 3.0, 10.0], [0.5, 1.0], [need.name for need in NEEDS])
+    )
+    return FaultSpec(kind, replica, at, duration, factor, probability, capability)
+
+
 scenarios = st.builds(
     Scenario,
     name=st.just("searched"),
     groups=st.just(GROUPS),
     traffic=st.just(()),
-    faults=st.lists(faults, max_size=6).map(tuple),
+    faults=st.lists(faults(), max_size=6).map(tuple),
     seed=st.integers(0, 3),
     latency=st.sampled_from([0.0, 0.001, 0.3]),
     terms=st.sampled_from([LeaseTerms(3.0, 0.5, 0.2), LeaseTerms()]),
@@ -92,14 +95,13 @@ def test_no_schedule_of_arrivals_and_faults_breaks_an_invariant(
     assert sum(result.outcomes.values()) == len(trace)
 
 
-def test_the_search_finds_a_fault_of_the_product_and_shrinks_it_to_few_requests(
+def test_the_search_finds_a_fault_of_the_product_and_shrinks_it_to_one_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Deadlines, "drop", lambda self, deadline: None)
-    trace = find(
+    (culprit,) = find(
         traces,
         lambda trace: run(Scenario("searched", GROUPS, ()), "prefix", trace).broken > 0,
         settings=settings(QUICK, derandomize=True, phases=[Phase.generate, Phase.shrink]),
     )
-    assert len(trace) <= 5
-    assert any(arrival.traffic.deadline < math.inf for arrival in trace)
+    assert culprit.traffic.deadline < math.inf

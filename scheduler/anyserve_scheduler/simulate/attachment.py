@@ -6,6 +6,7 @@ messages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Protocol
@@ -14,7 +15,7 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.errors import AnyServeError, FailedPrecondition
 from anyserve.replica.reports import Standing, all_offers, report
-from anyserve.replica.scheduler_link import BACKOFF
+from anyserve.replica.scheduler_link import backoff
 from anyserve_scheduler.registration import Grant, Heard
 from anyserve_scheduler.simulate.network import SCHEDULER, Call, Network
 
@@ -22,7 +23,7 @@ _UNANSWERED = 5.0
 """Seconds after which a registration is tried again."""
 
 
-class Front(Protocol):
+class Registrar(Protocol):
     """What the scheduler takes from replicas."""
 
     def on_register(self, attachment: Attachment, stream: int, message: pb.Register) -> None:
@@ -33,12 +34,16 @@ class Front(Protocol):
         """A replica reports by the stream that it registered by."""
         ...
 
-    def on_lost(self, replica: str, epoch: int, stream: int) -> None:
+    def on_lost(self, attachment: Attachment, stream: int) -> None:
         """The stream was closed."""
         ...
 
-    def on_delegated(self, call: Call) -> None:
-        """A replica hands a client's request over."""
+    def on_leave(self, attachment: Attachment) -> None:
+        """A replica says goodbye."""
+        ...
+
+    def connect(self, call: Call) -> None:
+        """A replica hands a client's request over, by this call."""
         ...
 
 
@@ -53,7 +58,7 @@ class Attachment:
         standing: Callable[[], Standing],
         act: Callable[[Callable[[], None]], None],
         network: Network,
-        front: Front,
+        front: Registrar,
     ) -> None:
         """standing: what is offered now.
 
@@ -64,6 +69,8 @@ class Attachment:
         self.token = token
         self.epoch = 0
         self.attached = False
+        self.lease = math.inf
+        """Seconds of the one granted last; inf before the first."""
         self.drop = self.duplicate = self.late = 0.0
         """Probabilities that a report is lost, comes twice, comes later."""
         self.lateness = 0.0
@@ -78,7 +85,7 @@ class Attachment:
         self._failures = 0
         self._ended = False
         self._heard = 0.0
-        self._lease = self._interval = 0.0
+        self._interval = 0.0
         self._sequence = 0
         self._want_full = False
         self._told: Standing
@@ -109,7 +116,14 @@ class Attachment:
         if not self._ended:
             self._ended = True
             self.attached = False
-            self._send(self._front.on_lost, self.replica, self.epoch, self._stream)
+            self._send(self._front.on_lost, self, self._stream)
+
+    def leave(self) -> None:
+        """The process ends, and says goodbye where the scheduler hears it."""
+        attached = self.attached
+        self.end()
+        if attached:
+            self._send(self._front.on_leave, self)
 
     def changed(self) -> None:
         """What is offered may be different: tell it at once."""
@@ -128,7 +142,7 @@ class Attachment:
         self._sequence = 0
         self._want_full = False
         self._told = self._first
-        self._lease, self._interval = grant.terms.lease, grant.terms.interval
+        self.lease, self._interval = grant.terms.lease, grant.terms.interval
         self._heard = self._network.loop.now
         self._later(self._interval, self._tick, stream)
 
@@ -148,7 +162,7 @@ class Attachment:
             self._want_full = self._want_full or heard is Heard.INCOMPLETE
 
     def _again(self) -> None:
-        delay = BACKOFF.delay(self._failures, self._rng.random())
+        delay = backoff(self.lease).delay(self._failures, self._rng.random())
         self._failures += 1
         self._attempt += 1
         self._later(delay, self._retry, self._attempt)
@@ -164,7 +178,7 @@ class Attachment:
     def _tick(self, stream: int) -> None:
         if stream != self._stream or not self.attached or self._ended:
             return
-        if self._network.loop.now - self._heard > self._lease:
+        if self._network.loop.now - self._heard > self.lease:
             self.attached = False
             self._again()
             return

@@ -8,9 +8,10 @@ import attrs
 
 from anyserve.replica.pool import State
 from anyserve_scheduler.simulate.loop import Loop
-from anyserve_scheduler.simulate.network import Network
+from anyserve_scheduler.simulate.network import SCHEDULER, Network
 from anyserve_scheduler.simulate.replica import Replica
 from anyserve_scheduler.simulate.scenario import FaultSpec
+from anyserve_scheduler.simulate.scheduler import Scheduler
 
 
 @attrs.define(eq=False)
@@ -19,6 +20,7 @@ class Faults:
 
     loop: Loop
     network: Network
+    scheduler: Scheduler
     replicas: dict[str, Replica]
     rng: Random
     active: dict[tuple[str, str], int] = attrs.field(factory=dict)
@@ -41,13 +43,13 @@ class Faults:
             self.loop.after(fault.every, self._begin, fault)
         drawn = self.rng.randrange(len(self.replicas))
         replica = self.replicas.get(fault.replica) or list(self.replicas.values())[drawn]
-        key = replica.id, fault.kind
+        key = _key(replica, fault)
         self.active[key] = self.active.get(key, 0) + 1
         self._set(replica, fault, True)
         self.loop.after(fault.duration, self._end, replica, fault)
 
     def _end(self, replica: Replica, fault: FaultSpec) -> None:
-        key = replica.id, fault.kind
+        key = _key(replica, fault)
         self.active[key] -= 1
         if not self.active[key]:
             del self.active[key]
@@ -57,10 +59,17 @@ class Faults:
         """Begin a fault, or end it."""
         process = replica.process
         match fault.kind:
+            case "scheduler" if on:
+                self.scheduler.crash()
+            case "scheduler":
+                self.scheduler.start()
             case "crash" if on:
                 replica.crash()
-            case "crash":
-                replica.start()
+            case "drain" if on:
+                replica.drain()
+            case "crash" | "drain":
+                if not {(replica.id, "crash"), (replica.id, "drain")} & self.active.keys():
+                    replica.bring_up()
             case "hang" if on:
                 if process is not None:
                     replica.hang()
@@ -87,3 +96,7 @@ class Faults:
             process.dispatcher.set_state(name, state, "" if loaded else "it was unloaded")
             process.attachment.changed()
             process.alarm.check()
+
+
+def _key(replica: Replica, fault: FaultSpec) -> tuple[str, str]:
+    return SCHEDULER if fault.kind == "scheduler" else replica.id, fault.kind

@@ -1,72 +1,39 @@
-"""The scheduler in simulation: the product's registry, router and forwarding."""
+"""One process of the simulated scheduler: the product's registry, router and forwarding."""
 
 from __future__ import annotations
 
 import math
-import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import attrs
 from anyserve_protos.anyserve import v1 as pb
 
-from anyserve.capability import Capability
-from anyserve.errors import AnyServeError
-from anyserve.replica.handback import MODEL_INFER
+from anyserve.errors import AnyServeError, Unavailable
 from anyserve.replica.inference import scan
 from anyserve.transport.outgoing import Answers
-from anyserve.transport.rpc import Buffer, Limits
-from anyserve.transport.trio_client import Channel
-from anyserve_scheduler.channels import Channels
-from anyserve_scheduler.demand import Demand, Verb
+from anyserve.transport.rpc import Buffer
+from anyserve_scheduler.demand import Demand
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.forwarding import Client, Forwarding, Ways
-from anyserve_scheduler.gateway.incoming import Incoming, incoming
+from anyserve_scheduler.gateway.incoming import Incoming, Metadata, incoming
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.messages import registration_of, report_of
-from anyserve_scheduler.registration import Heard, LeaseTerms
+from anyserve_scheduler.registration import Heard
 from anyserve_scheduler.registry import MemoryRegistry
-from anyserve_scheduler.routing import Decision, Hints, NoRoute, Policy, Router, Sent
 from anyserve_scheduler.simulate.attachment import Attachment
-from anyserve_scheduler.simulate.ledger import Ledger
-from anyserve_scheduler.simulate.loop import Alarm, Loop
-from anyserve_scheduler.simulate.network import SCHEDULER, Call, Network
-from anyserve_scheduler.simulate.replica import Replica
+from anyserve_scheduler.simulate.loop import Alarm
+from anyserve_scheduler.simulate.measured import MeasuredRouter
+from anyserve_scheduler.simulate.network import SCHEDULER, Call
 from anyserve_scheduler.watched import WatchedRegistry
+
+if TYPE_CHECKING:
+    from anyserve_scheduler.simulate.scheduler import Scheduler
 
 _ROUNDING = 1e-3
 """Seconds by which a lease may seem to be over before it is."""
-
-
-class MeasuredRouter(Router):
-    """A router that says what its decisions cost, and whether what it was told adds up."""
-
-    def __init__(self, policy: Policy, rng: Random, demand: Demand) -> None:
-        super().__init__(policy, rng)
-        self._demand = demand
-        self.costs = array("d")
-        """Seconds of this machine's time, of each decision."""
-        self.open = 0
-        """Requests sent and not ended."""
-
-    def choose(self, need: Capability, hints: Hints, now: float) -> Decision | NoRoute:
-        began = time.perf_counter()
-        decision = super().choose(need, hints, now)
-        self.costs.append(time.perf_counter() - began)
-        if isinstance(decision, NoRoute) and decision.loadable is not None:
-            self._demand.unserved(decision.loadable, now)
-        return decision
-
-    def sent(self, need: Capability, hints: Hints, decision: Decision, now: float) -> Sent:
-        self.open += 1
-        return super().sent(need, hints, decision, now)
-
-    def ended(self, sent: Sent, now: float, *, served: bool) -> None:
-        self.open -= not sent.ended
-        super().ended(sent, now, served=served)
 
 
 class _Links(Links):
@@ -83,22 +50,26 @@ class _Links(Links):
         return len(self._links)
 
 
-class _Channels(Channels):
-    """Channels over simulated links."""
+@attrs.frozen
+class _Channels:
+    """The ways to simulated replicas."""
 
-    def __init__(self, registry: WatchedRegistry, scheduler: Scheduler) -> None:
-        super().__init__(registry, Limits())
-        self._scheduler = scheduler
+    front: Front
 
-    def get(self, replica: ReplicaView) -> Channel:
-        return cast(Channel, _Channel(self._scheduler, replica))
+    def get(self, replica: ReplicaView) -> _Channel:
+        """See `Reach`."""
+        return _Channel(self.front, replica)
+
+    async def open(self, replica: ReplicaView) -> _Channel:
+        """See `Reach`."""
+        return self.get(replica)
 
 
 @attrs.frozen
 class _Channel:
-    """What forwarding needs of a `Channel`."""
+    """The way to one replica."""
 
-    scheduler: Scheduler
+    front: Front
     replica: ReplicaView
 
     def call(
@@ -108,171 +79,189 @@ class _Channel:
         answers: Answers,
         *,
         deadline: float = math.inf,
-        metadata: Sequence[tuple[str, str | bytes]] = (),
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
     ) -> Call:
-        """Send a request to the replica."""
-        self.scheduler.check_lease(self.replica)
-        target = self.scheduler.replicas[self.replica.id]
-        return target.call(SCHEDULER, b"".join(message), answers, deadline, metadata)
+        """See `Caller`."""
+        self.front.check_lease(self.replica)
+        target = self.front.place.replicas[self.replica.id]
+        return target.call(SCHEDULER, path, b"".join(message), answers, deadline, metadata)
 
 
-class Scheduler:
-    """The scheduler's process, which does not fail."""
+@attrs.define(eq=False)
+class Asked:
+    """A request in this process, and whoever wants its answers; see `Client`."""
+
+    front: Front
+    body: bytes
+    client: Client
+    forwarding: Forwarding = attrs.field(init=False)
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        self.client.on_messages(messages)
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        self.front.asked.pop(self, None)
+        self.client.on_end(error)
+
+    def cancel(self) -> None:
+        """Nobody wants them any more."""
+        self.front.asked.pop(self, None)
+        self.forwarding.cancel()
+
+
+class Front:
+    """One process, from its start to its crash."""
 
     def __init__(
-        self,
-        loop: Loop,
-        network: Network,
-        ledger: Ledger,
-        terms: LeaseTerms,
-        router: MeasuredRouter,
-        demand: Demand,
+        self, place: Scheduler, rng: Random, demand: Demand, costs: array[float], epoch: int
     ) -> None:
-        self.replicas: dict[str, Replica] = {}
-        self.router = router
-        self.registry = WatchedRegistry(MemoryRegistry(terms))
-        self.registry.follow(router.follow)
+        """epoch: the first that it grants."""
+        self.place = place
+        self.asked: dict[Asked, None] = {}
+        self.router = MeasuredRouter(place.policy, rng, demand, costs)
+        self.registry = WatchedRegistry(MemoryRegistry(place.terms, next_epoch=epoch))
+        self.registry.follow(self.router.follow)
         self.links = _Links(self.registry)
-        self.ways = Ways(self.registry, self.links, _Channels(self.registry, self), router)
-        self._loop = loop
-        self._network = network
-        self._ledger = ledger
+        self.ways = Ways(self.registry, self.links, _Channels(self), self.router)
+        loop = place.loop
         self._demand = demand
-        self.actions: Counter[Verb] = Counter()
-        """What replicas were asked for."""
-        self._lease, self._interval = terms.lease, terms.interval
-        self._heard: dict[str, float] = {}
+        self.heard: dict[str, float] = {}
         """When each replica was heard, kept apart from the registry to judge it by."""
-        self._streams: dict[str, int] = {}
+        self._draining: set[str] = set()
+        """Replicas that have said so, kept in the same way."""
+        self._streams: dict[str, tuple[Attachment, int]] = {}
         self._leases = Alarm(loop, self._expire_leases)
         self._deadlines = Alarm(loop, lambda: self.ways.deadlines.expire(loop.now))
-
-    def receive(self, handle: Callable[..., None], *values: Any) -> None:
-        """See `Node`."""
-        handle(*values)
 
     # Requests.
 
     def serve(
         self,
+        path: str,
         body: bytes,
+        metadata: Metadata,
         deadline: float,
-        blocks: tuple[bytes, ...],
-        session: str | None,
         client: Client,
-    ) -> Forwarding:
-        """A client's request has come; raises why it can't be passed on.
+        blocks: tuple[bytes, ...] = (),
+        session: str | None = None,
+    ) -> Asked:
+        """A request has come; raises why it can't be passed on.
 
         blocks, session: what the product reads from the body; a simulated one has no prompt.
         """
-        request = incoming(MODEL_INFER, body, scan(body), (), deadline, self.links)
+        request: Incoming = incoming(path, body, scan(body), metadata, deadline, self.links)
         request.blocks, request.session = blocks, session
-        return self._forward(request, client)
-
-    def on_delegated(self, call: Call) -> None:
-        """See `Front`."""
-        if call.answered:
-            return
-        deadline = self._loop.now + call.budget
-        try:
-            request = incoming(
-                MODEL_INFER, call.body, scan(call.body), tuple(call.metadata), deadline, self.links
-            )
-            forwarding = self._forward(request, _Delegated(call))
-        except AnyServeError as error:
-            call.fail(error)
-            return
-        call.on_gone = forwarding.cancel
-
-    def _forward(self, request: Incoming, client: Client) -> Forwarding:
-        forwarding = Forwarding(self.ways, request, client)
-        forwarding.start()
+        asked = Asked(self, body, client)
+        asked.forwarding = Forwarding(self.ways, request, asked)
+        asked.forwarding.start()
+        self.asked[asked] = None
         self._deadlines.check()
-        return forwarding
+        return asked
 
     def check_lease(self, view: ReplicaView) -> None:
-        """Note it where a request goes to a replica that holds no lease."""
-        silent = self._loop.now - self._heard.get(view.id, -math.inf)
+        """Note it where a request goes to a replica that holds no lease, or drains."""
+        ledger = self.place.ledger
+        silent = self.place.loop.now - self.heard.get(view.id, -math.inf)
         held = self.registry.fleet().replicas.get(view.id)
-        self._ledger.check(
-            silent <= self._lease + _ROUNDING and held is not None and held.epoch == view.epoch,
+        ledger.check(
+            silent <= self.place.terms.lease + _ROUNDING
+            and held is not None
+            and held.epoch == view.epoch,
             f"a request went to {view.id}, silent for {silent:.3f} s, whose lease was over",
         )
+        ledger.check(
+            view.id not in self._draining, f"a request went to {view.id}, which said that it drains"
+        )
 
-    # Replicas.
+    # Replicas: see `Registrar`.
 
     def on_register(self, attachment: Attachment, stream: int, message: pb.Register) -> None:
-        """See `Front`."""
         id = attachment.replica
         try:
-            grant = self.registry.register(registration_of(message), self._loop.now)
+            grant = self.registry.register(registration_of(message), self.place.loop.now)
         except AnyServeError as error:
-            self._network.send(SCHEDULER, id, attachment.on_refused, stream, error)
+            self._answer(id, attachment.on_refused, stream, error)
             return
-        self._heard[id] = self._loop.now
-        self._streams[id] = stream
+        self._streams[id] = attachment, stream
+        self._hear(id, message.draining)
         self.links.hold(id, grant.epoch, message.link_token)
-        self._leases.check()
-        self._network.send(SCHEDULER, id, attachment.on_granted, stream, grant)
+        self._answer(id, attachment.on_granted, stream, grant)
 
     def on_report(self, attachment: Attachment, stream: int, message: pb.Report) -> None:
-        """See `Front`."""
         id = attachment.replica
         link = self.links.get(id)
-        if link is None or link.token != attachment.token or self._streams.get(id) != stream:
+        if (
+            link is None
+            or link.token != attachment.token
+            or self._streams.get(id) != (attachment, stream)
+        ):
             return  # the stream has ended
         try:
-            heard = self.registry.report(id, link.epoch, report_of(message), self._loop.now)
+            heard = self.registry.report(id, link.epoch, report_of(message), self.place.loop.now)
         except AnyServeError as error:
-            self._network.send(SCHEDULER, id, attachment.on_refused, stream, error)
+            self._answer(id, attachment.on_refused, stream, error)
             return
         if heard is not Heard.IGNORED:
-            self._heard[id] = self._loop.now
-        self._leases.check()
-        self._network.send(SCHEDULER, id, attachment.on_heard, stream, heard)
+            self._hear(id, message.draining)
+        self._answer(id, attachment.on_heard, stream, heard)
 
-    def on_lost(self, replica: str, epoch: int, stream: int) -> None:
-        """See `Front`."""
-        if self._streams.get(replica) == stream:
-            self.registry.suspect(replica, epoch)
+    def on_lost(self, attachment: Attachment, stream: int) -> None:
+        if self._streams.get(attachment.replica) == (attachment, stream):
+            self.registry.suspect(attachment.replica, attachment.epoch)
+
+    def on_leave(self, attachment: Attachment) -> None:
+        self.registry.release(attachment.replica, attachment.epoch)
+
+    def _hear(self, id: str, draining: bool) -> None:
+        self.heard[id] = self.place.loop.now
+        if draining:
+            self._draining.add(id)
+        else:
+            self._draining.discard(id)
+        self._leases.check()
+
+    def _answer(self, id: str, handle: Callable[..., None], *values: object) -> None:
+        self.place.network.send(SCHEDULER, id, handle, *values)
 
     def keep_demand(self) -> None:
         """Ask replicas for what is wanted, from now on."""
-        for action in self._demand.step(self.registry.fleet(), self._loop.now):
-            self.actions[action.verb] += 1
-            self._network.send(
-                SCHEDULER, action.replica, self.replicas[action.replica].on_action, action
-            )
-        self._loop.after(self._interval, self.keep_demand)
+        place = self.place
+        if place.front is not self:
+            return
+        for action in self._demand.step(self.registry.fleet(), place.loop.now):
+            place.actions[action.verb] += 1
+            self._answer(action.replica, place.replicas[action.replica].on_action, action)
+        place.loop.after(place.terms.interval, self.keep_demand)
 
     def _expire_leases(self) -> float:
-        self.registry.expire(self._loop.now)
+        self.registry.expire(self.place.loop.now)
         return self.registry.due()
 
-    def leaks(self) -> list[str]:
-        """What is left in a scheduler that has no requests and no replicas any more."""
-        counts = {
+    # Its end.
+
+    def kill(self) -> None:
+        """It is no more; the kernel closes its connections."""
+        for asked in list(self.asked):
+            self.place.ledger.lose(asked.body)
+            asked.cancel()
+            asked.client.on_end(Unavailable("the connection was lost"))
+        for id, (attachment, stream) in self._streams.items():
+            lost = Unavailable("the scheduler ended the link")
+            self._answer(id, attachment.on_refused, stream, lost)
+
+    def requests(self) -> dict[str, int]:
+        """What it has of requests."""
+        return {
             "requests": self.ways.in_flight,
             "deadlines": len(self.ways.deadlines),
             "requests in its router's book": self.router.open,
+        }
+
+    def leaks(self) -> list[str]:
+        """What is left when there are no requests and no replicas any more."""
+        counts = {
+            **self.requests(),
             "leases": len(self.registry.fleet().replicas),
             "links": len(self.links),
         }
         return [f"the scheduler has {count} {what}" for what, count in counts.items() if count]
-
-
-@attrs.define(eq=False)
-class _Delegated:
-    """The client of a request that a replica has handed over."""
-
-    _call: Call
-
-    def on_messages(self, messages: Sequence[bytes]) -> None:
-        """See `Client`."""
-        if not self._call.answered:
-            self._call.answer(messages)
-
-    def on_end(self, error: AnyServeError | None) -> None:
-        """See `Client`."""
-        if error is not None:
-            self._call.fail(error)

@@ -6,10 +6,12 @@ import hashlib
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 
 import attrs
 
-from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
+from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded, Unavailable
+from anyserve.replica.inference import scan
 from anyserve_scheduler.simulate.arrivals import Arrival
 
 ANSWERED = "answered"
@@ -32,6 +34,12 @@ class Request:
     """When its handler was started."""
     handed_back: list[str] = attrs.field(factory=list)
     """Replicas that did not serve it and said so, for another one to do it."""
+    received: int = 0
+    """Messages that its client has been answered with."""
+    refused: bool = False
+    """A replica did not take it."""
+    lost: bool = False
+    """A process was killed that had it, or it was sent to one that was not there."""
 
 
 @attrs.define
@@ -87,12 +95,32 @@ class Ledger:
         request.handed_back.append(replica)
         self.delegated += len(request.handed_back) == 1
 
+    def find(self, body: bytes) -> Request | None:
+        """The request with this body, while it is open."""
+        return self.open.get(int(scan(body).id))
+
+    def lose(self, body: bytes) -> None:
+        """The request with this body was at a process that is no more."""
+        request = self.find(body)
+        if request is not None:
+            request.lost = True
+
     def was_begun(self, request: Request, now: float, blocks: int, hits: int) -> None:
         """Its handler starts; `hits` of its prompt's `blocks` were cached there."""
         self.check(math.isnan(request.began), f"request {request.number} was begun twice")
         request.began = now
         self.blocks += blocks
         self.hits += hits
+
+    def received(self, request: Request, messages: Sequence[bytes]) -> None:
+        """Its client hears these."""
+        for message in messages:
+            self.check(
+                request.outcome is None and int(message) == request.received,
+                f"request {request.number} was given message {int(message)} after"
+                f" {request.received}, {request.outcome or 'in its midst'}",
+            )
+            request.received += 1
 
     def end(self, request: Request, error: AnyServeError | None, now: float) -> None:
         """Its client hears how it ended."""
@@ -113,12 +141,28 @@ class Ledger:
         elif isinstance(error, Cancelled):
             gave_up = now >= request.arrival.gives_up - _ROUNDING
             self.check(gave_up, f"request {number} was cancelled, but not by its client")
+        elif isinstance(error, Unavailable):
+            self._check_unavailable(request)
         elif error is None:
             started = not math.isnan(request.began)
             self.check(started, f"request {number} was answered, but not by a handler")
+            whole = request.received == request.arrival.traffic.answers
+            self.check(whole, f"request {number} ended well after {request.received} messages")
             self.waits.append(request.began - request.arrival.at)
             self.times.append(now - request.arrival.at)
             self.ended.append(now)
+
+    def _check_unavailable(self, request: Request) -> None:
+        """Only who is killed lets down what it has, and no replica but by its own word."""
+        begun = not math.isnan(request.began)
+        self.check(
+            request.lost or not begun,
+            f"request {request.number} was begun and became unavailable, but nobody was killed",
+        )
+        self.check(
+            request.lost or request.refused or not request.arrival.direct,
+            f"request {request.number} became unavailable at its replica, which was there",
+        )
 
     @property
     def digest(self) -> str:

@@ -44,9 +44,18 @@ class Network:
     """Until when a replica's link to the scheduler is down; what is sent comes after that."""
 
     def send(
-        self, source: str, target: str, handle: Callable[..., None], *values: Any, late: float = 0
-    ) -> None:
-        """Let `target` call `handle`, `late` seconds later than it has to be."""
+        self,
+        source: str,
+        target: str,
+        handle: Callable[..., None],
+        *values: Any,
+        late: float = 0.0,
+        after: float = 0.0,
+    ) -> float:
+        """Let `target` call `handle`; when that will be.
+
+        late: so many seconds later than it has to be. after: not before this time.
+        """
         ends = {source, target}
         self.ledger.check(
             SCHEDULER in ends or CLIENTS in ends, f"{source} sent a message to {target}"
@@ -55,19 +64,24 @@ class Network:
         if SCHEDULER in ends:
             sent = max(sent, self.parted.get(source, 0.0), self.parted.get(target, 0.0))
         delay = self.latency * (1 + self.jitter * self.rng.random())
-        self.loop.at(sent + delay + late, self.nodes[target].receive, handle, *values)
+        arrives = max(sent + delay + late, after)
+        self.loop.at(arrives, self.nodes[target].receive, handle, *values)
+        return arrives
 
 
 @attrs.define(eq=False)
 class Call:
-    """One call of one message, with one answer, as both of its ends see it.
+    """One call of one message, as both of its ends see it; what it is answered with stays in order.
 
-    To the caller it is what `Channel.call` gives, to the server what `UnaryCall` is.
+    To the caller it is what `Caller.call` gives, to the server what `UnaryCall` is, and a stream of
+    answers.
     """
 
     network: Network
     source: str
     target: str
+    path: str
+    """Of the method."""
     body: bytes
     answers: Answers
     budget: float
@@ -85,18 +99,20 @@ class Call:
     """By the server, or given up."""
     deadline: float = math.inf
     """At the server: its budget counts from the call's arrival."""
+    _arrived: float = 0.0
+    """When the last of what the server has said comes."""
 
     # For the caller.
 
     def cancel(self) -> None:
-        """See `Outgoing`."""
+        """See `Ongoing`."""
         if not self.over:
             self.over = True
             self.on_closed()
             self.network.send(self.source, self.target, self._gone)
 
     def hold(self) -> None:
-        """There is one answer only, and no stream to hold."""
+        """Nobody in the simulation is slow to take answers."""
 
     def resume(self) -> None:
         """As `hold`."""
@@ -107,28 +123,46 @@ class Call:
         """End it with an answer."""
         message = b"".join(pieces)
         release()
-        self._reply([message], None, {})
+        self._end([message], None, {})
+
+    def say(self, messages: Sequence[bytes]) -> None:
+        """Answer with these, and not for the last time."""
+        if not self.answered:
+            self._send(self._said, messages)
+
+    def end(self) -> None:
+        """There are no more answers."""
+        self._end([], None, {})
 
     def fail(self, error: AnyServeError, metadata: MetadataLike | None = None) -> None:
         """End it with an error."""
-        self._reply([], error, metadata or {})
+        self._end([], error, metadata or {})
 
-    def _reply(
-        self, messages: list[bytes], error: AnyServeError | None, metadata: MetadataLike
+    def _end(
+        self, messages: Sequence[bytes], error: AnyServeError | None, metadata: MetadataLike
     ) -> None:
         if not self.answered:
             self.answered = True
             self.on_left()
-            self.network.send(self.target, self.source, self._ended, messages, error, metadata)
+            self._send(self._ended, messages, error, metadata)
+
+    def _send(self, handle: Callable[..., None], *values: Any) -> None:
+        self._arrived = self.network.send(
+            self.target, self.source, handle, *values, after=self._arrived
+        )
 
     def _gone(self) -> None:
         if not self.answered:
             self.answered = True
-            self.on_left()
             self.on_gone()
+            self.on_left()
+
+    def _said(self, messages: Sequence[bytes]) -> None:
+        if not self.over:
+            self.answers.on_messages(messages)
 
     def _ended(
-        self, messages: list[bytes], error: AnyServeError | None, metadata: MetadataLike
+        self, messages: Sequence[bytes], error: AnyServeError | None, metadata: MetadataLike
     ) -> None:
         if self.over:
             return

@@ -1,218 +1,23 @@
-"""A replica in simulation: the product's dispatcher, its way back to the scheduler, and a worker.
-
-What its processes do is timed by the simulation; what they decide is decided by the product.
-"""
+"""A replica's place in the simulated fleet, whose processes come and go."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, cast
+from typing import Any
 
 import attrs
 
-from anyserve.errors import AnyServeError, Internal, Unavailable
-from anyserve.offers import Offer
-from anyserve.replica import exchange
-from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Reply
-from anyserve.replica.execution import Execution
-from anyserve.replica.handback import Handback, request_need
-from anyserve.replica.inference import scan
-from anyserve.replica.pool import State
-from anyserve.replica.reports import Standing, standing
-from anyserve.replica.scheduler_link import SchedulerLink
-from anyserve.replica.unary import hand_back
-from anyserve.transport.callback import UnaryCall
+from anyserve.errors import Unavailable
 from anyserve.transport.outgoing import Answers
-from anyserve.transport.trio_client import Channel
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.demand import Action, Verb
-from anyserve_scheduler.simulate.attachment import Attachment, Front
+from anyserve_scheduler.simulate.attachment import Registrar
 from anyserve_scheduler.simulate.ledger import Ledger
-from anyserve_scheduler.simulate.loop import Alarm, Loop
-from anyserve_scheduler.simulate.network import SCHEDULER, Call, Network
+from anyserve_scheduler.simulate.loop import Loop
+from anyserve_scheduler.simulate.network import Call, Network
+from anyserve_scheduler.simulate.process import Process
 from anyserve_scheduler.simulate.scenario import OfferSpec
-from anyserve_scheduler.simulate.worker import SimulatedWorker
-
-
-@attrs.define(eq=False)
-class _ToScheduler:
-    """What handing back needs of a `Channel`."""
-
-    process: Process
-
-    def call(
-        self,
-        path: str,
-        message: Sequence[bytes],
-        answers: Answers,
-        *,
-        deadline: float = math.inf,
-        metadata: Sequence[tuple[str, str | bytes]] = (),
-    ) -> Call:
-        """Send it to the scheduler."""
-        return self.process.call_scheduler(b"".join(message), answers, deadline, metadata)
-
-
-class Process:
-    """One process of a replica, from its start to its crash."""
-
-    def __init__(self, replica: Replica, instance: bytes) -> None:
-        self.replica = replica
-        self.calls: set[Call] = set()
-        """Those that it serves."""
-        self.relays: set[Call] = set()
-        """Those that it has made, to the scheduler."""
-        self.dispatcher = Dispatcher()
-        self.worker = SimulatedWorker(
-            replica.id, replica.offers, replica.loop, replica.ledger, self.act
-        )
-        token = hashlib.sha256(instance).digest()
-        self.attachment = Attachment(
-            replica.id,
-            instance,
-            token,
-            self.standing,
-            self.act,
-            replica.network,
-            replica.front,
-        )
-        # It is not run: the attachment does that, and keeps what others read there.
-        self._link = SchedulerLink(replica.id, replica.id, self.standing, _not_opened)
-        self._link.token = token
-        self._channel = cast(Channel, _ToScheduler(self))
-        self._handback = Handback(self._current_link, self.dispatcher.deadlines)
-        self.alarm = Alarm(replica.loop, self._expire)
-        for name, spec in replica.offers.items():
-            offer = Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
-            self.dispatcher.declare(offer).on_demand = spec.on_demand
-            if not spec.on_demand:
-                self._loaded(name)
-
-    def standing(self) -> Standing:
-        """What it reports."""
-        return standing(self.dispatcher.pools, draining=False, now=self.replica.loop.now)
-
-    def load(self, name: str) -> None:
-        """Have a capability in a while."""
-        if self.dispatcher.pool(name).state is State.READY:
-            return
-        self.dispatcher.set_state(name, State.LOADING, "it is loading")
-        self.attachment.changed()
-        loop, seconds = self.replica.loop, self.replica.offers[name].load_time
-        loop.after(seconds, self.act, lambda: self._loaded(name))
-
-    def unload(self, name: str) -> None:
-        """Have it no more; what waits for it is handed back."""
-        self.dispatcher.set_state(name, State.UNAVAILABLE, "it was unloaded")
-        self.attachment.changed()
-        self.alarm.check()
-
-    def _loaded(self, name: str) -> None:
-        pool = self.dispatcher.pool(name)
-        if not pool.seats:
-            self.dispatcher.worker_up(self.worker, [pool.offer])
-        self.dispatcher.set_state(name, State.READY)
-        self.attachment.changed()
-
-    def act(self, do: Callable[[], None]) -> None:
-        """Do something in this process: now, when it goes on, or never if it is no more."""
-        if self.replica.process is self:
-            self.replica.receive(self._act, do)
-
-    def _act(self, do: Callable[[], None]) -> None:
-        if self.replica.process is self:
-            do()
-            self.alarm.check()
-
-    def call_scheduler(
-        self,
-        body: bytes,
-        answers: Answers,
-        deadline: float,
-        metadata: Sequence[tuple[str, str | bytes]],
-    ) -> Call:
-        """Make a call, which ends with this process."""
-        replica = self.replica
-        budget = deadline - replica.loop.now
-        call = Call(replica.network, replica.id, SCHEDULER, body, answers, budget, metadata)
-        self.relays.add(call)
-        call.on_closed = lambda: self.relays.discard(call)
-        replica.network.send(replica.id, SCHEDULER, replica.front.on_delegated, call)
-        return call
-
-    def serve(self, call: Call) -> None:
-        """A request has come, from a client or from the scheduler."""
-        head = scan(call.body)
-        request = self.replica.ledger.open.get(int(head.id))
-        if request is not None:
-            self.replica.ledger.on_replica(request, self.replica.id)
-        self.calls.add(call)
-        call.on_left = lambda: self.calls.discard(call)
-        call.deadline = self.replica.loop.now + call.budget
-
-        def failed(error: AnyServeError) -> None:
-            if not error.elsewhere:
-                call.fail(error)
-                return
-            moves = self._handback.trusts(call.metadata) or self.attachment.attached
-            if request is not None and moves:
-                self.replica.ledger.was_handed_back(request, self.replica.id)
-            hand_back(self._handback, cast(UnaryCall, call), head, error)
-
-        need = self._handback.need(call.metadata) or request_need(head, call.metadata)
-        work = exchange.Call(need, head.head, request_id=head.id, deadline=call.deadline)
-        serving = _Serving(call, failed)
-        execution = Execution(self.dispatcher, work, serving)
-        call.on_gone = execution.cancel
-        try:
-            execution.start()
-        except AnyServeError as error:
-            failed(error)
-        self.alarm.check()
-
-    def _current_link(self) -> SchedulerLink:
-        link = self._link
-        link.epoch = self.attachment.epoch
-        link.channel = self._channel if self.attachment.attached else None
-        return link
-
-    def _expire(self) -> float:
-        if self.replica.process is not self:
-            return math.inf
-        if self.replica.hung:
-            self.replica.receive(self._act, lambda: None)  # as soon as it goes on
-            return math.inf
-        return self.dispatcher.deadlines.expire(self.replica.loop.now)
-
-
-def _not_opened() -> AbstractAsyncContextManager[Channel]:
-    raise AssertionError("a link that is not run opens no channel")
-
-
-class _Serving:
-    """The consumer of one request that is answered once."""
-
-    def __init__(self, call: Call, failed: Callable[[AnyServeError], None]) -> None:
-        self._call = call
-        self._failed = failed
-        self._reply: Reply | None = None
-
-    def on_reply(self, reply: Reply) -> None:
-        """See `Consumer`."""
-        self._reply = reply
-
-    def on_end(self, error: AnyServeError | None) -> None:
-        """See `Consumer`."""
-        if error is not None:
-            self._failed(error)
-        elif self._reply is None:
-            self._failed(Internal("no answer"))
-        else:
-            self._call.answer(self._reply.pieces, self._reply.release)
 
 
 @attrs.define(eq=False)
@@ -224,11 +29,13 @@ class Replica:
     """By capability name."""
     network: Network
     ledger: Ledger
-    front: Front
+    front: Registrar
     process: Process | None = None
     """None while it is down."""
     hung: bool = False
     """It does nothing, and what comes waits."""
+    disturbed: float = 0.0
+    """When its process last came, was told to end, or went on after a stop."""
     _backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = attrs.field(factory=list)
     _started: int = 0
 
@@ -249,6 +56,7 @@ class Replica:
     def call(
         self,
         source: str,
+        path: str,
         body: bytes,
         answers: Answers,
         deadline: float,
@@ -256,7 +64,7 @@ class Replica:
     ) -> Call:
         """Send a request here, over a connection to the process that is there now."""
         budget = deadline - self.loop.now
-        call = Call(self.network, source, self.id, body, answers, budget, metadata)
+        call = Call(self.network, source, self.id, path, body, answers, budget, metadata)
         self.network.send(source, self.id, self._on_call, call, self.process)
         return call
 
@@ -266,8 +74,12 @@ class Replica:
         process = self.process
         if process is not None and connected in (None, process):
             process.serve(call)
-        elif connected is None:
+            return
+        self.ledger.lose(call.body)
+        if connected is None:
             call.fail(NotTaken("the connection was refused"))
+        elif connected.left:
+            call.fail(NotTaken("the connection was closed before the request came"))
         else:
             call.fail(Unavailable("the connection was lost"))
 
@@ -283,6 +95,7 @@ class Replica:
     def start(self) -> None:
         """Its process starts, and registers."""
         self._started += 1
+        self.disturbed = self.loop.now
         instance = hashlib.sha256(f"{self.id}/{self._started}".encode()).digest()[:16]
         self.process = Process(self, instance)
         self.process.attachment.start()
@@ -294,10 +107,34 @@ class Replica:
             return
         process.attachment.end()
         for call in sorted(process.calls, key=_number):
+            self.ledger.lose(call.body)
             call.fail(Unavailable("the connection was lost"))
         for relay in sorted(process.relays, key=_number):
             relay.cancel()
         self.go_on()
+
+    def drain(self) -> None:
+        """Its process is told to end."""
+        if self.process is not None:
+            self.disturbed = self.loop.now
+            self.process.told = True
+            self.process.act(self.process.drain)
+
+    def has_left(self, process: Process) -> None:
+        """A process that drained has nothing left to do, and ends."""
+        self.process = None
+        idle = not process.dispatcher.in_flight and not process.relays
+        self.ledger.check(idle, f"{self.id} has left with requests")
+        process.attachment.leave()
+        if process.again:
+            self.start()
+
+    def bring_up(self) -> None:
+        """Its process starts again, as soon as one that drains has left."""
+        if self.process is None:
+            self.start()
+        elif self.process.told:
+            self.process.again = True
 
     def hang(self) -> None:
         """It stops as by SIGSTOP."""
@@ -306,6 +143,7 @@ class Replica:
     def go_on(self) -> None:
         """It goes on after that, with all that has come meanwhile."""
         self.hung = False
+        self.disturbed = self.loop.now
         backlog, self._backlog = self._backlog, []
         for handle, values in backlog:
             self.receive(handle, *values)

@@ -15,20 +15,22 @@ from anyserve_protos import inference as kserve
 
 from anyserve.capability import NEED_PREFIX, Attribute, Capability
 from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
-from anyserve_scheduler.demand import Demand, Verb
+from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER
+from anyserve_scheduler.demand import Verb
 from anyserve_scheduler.routing import POLICIES
 from anyserve_scheduler.simulate.arrivals import Arrival, arrivals
 from anyserve_scheduler.simulate.faults import Faults
-from anyserve_scheduler.simulate.front import MeasuredRouter, Scheduler
 from anyserve_scheduler.simulate.ledger import ANSWERED, Ledger, Request
 from anyserve_scheduler.simulate.loop import Loop
 from anyserve_scheduler.simulate.network import CLIENTS, SCHEDULER, Network
 from anyserve_scheduler.simulate.replica import Replica
 from anyserve_scheduler.simulate.scenario import Scenario
+from anyserve_scheduler.simulate.scheduler import Scheduler
 from anyserve_scheduler.simulate.summary import Result, bins, mean, quantile
 
 _WARM_UP = 1.0
-"""Seconds, and some messages, that replicas have to register before anything else happens."""
+"""Seconds, an interval and some messages, that replicas have to register before anything else
+happens."""
 _STALL = 600.0
 """Seconds without an outcome after which what is open will never have one."""
 _MARGIN = 30.0
@@ -66,10 +68,14 @@ class _Run:
         self._network = Network(
             loop, self._ledger, scenario.latency, scenario.jitter, Random(f"{seed}/network")
         )
-        demand = Demand(scenario.demand)
-        router = MeasuredRouter(POLICIES[policy], Random(f"{seed}/router"), demand)
+        specs = [spec for group in scenario.groups for spec in group.offers]
         self._scheduler = Scheduler(
-            loop, self._network, self._ledger, scenario.terms, router, demand
+            self._network,
+            POLICIES[policy],
+            scenario.terms,
+            scenario.demand,
+            any(spec.on_demand for spec in specs),
+            Random(f"{seed}/router"),
         )
         self._replicas = {
             id: Replica(
@@ -89,22 +95,27 @@ class _Run:
             SCHEDULER: self._scheduler,
             CLIENTS: _Clients(),
         }
-        self._faults = Faults(loop, self._network, self._replicas, Random(f"{seed}/faults"))
+        self._faults = Faults(
+            loop, self._network, self._scheduler, self._replicas, Random(f"{seed}/faults")
+        )
         self._places = Random(f"{seed}/places")
-        self._begin = _WARM_UP + 4 * scenario.latency * (1 + scenario.jitter)
+        self._begin = (
+            _WARM_UP + scenario.terms.interval + 4 * scenario.latency * (1 + scenario.jitter)
+        )
         self._arrivals = iter(requests)
         self._number = 0
         self._exhausted = False
 
     def run(self) -> Result:
         began = time.perf_counter()
+        self._scheduler.start()
+        starts = Random(f"{self._scenario.seed}/starts")
         for replica in self._replicas.values():
-            replica.start()
+            # Not at once, or all would report at once for ever.
+            self._loop.at(starts.random() * self._scenario.terms.interval, replica.start)
         self._faults.plan(
             tuple(attrs.evolve(f, at=f.at + self._begin) for f in self._scenario.faults)
         )
-        if any(spec.on_demand for group in self._scenario.groups for spec in group.offers):
-            self._scheduler.keep_demand()
         self._expect()
         self._serve()
         over = self._loop.now
@@ -137,7 +148,8 @@ class _Run:
             if replica.process is not None:
                 replica.process.attachment.end()
         self._loop.run(self._loop.now + scenario.terms.lease + way + _MARGIN)
-        for leak in self._scheduler.leaks():
+        front = self._scheduler.front
+        for leak in ["the scheduler is down after all faults"] if front is None else front.leaks():
             ledger.violated(leak)
 
     # Clients.
@@ -158,18 +170,19 @@ class _Run:
         request = Request(self._number, arrival, arrival.at + arrival.traffic.deadline)
         self._ledger.arrived(request)
         body = _body(arrival.traffic.need, request.number)
+        path = MODEL_INFER if arrival.traffic.answers == 1 else MODEL_STREAM_INFER
         client = _Client(request, self._ledger, self._loop)
         drawn = self._places.randrange(len(self._ids))
         if arrival.direct:
             # A client keeps its deadline itself, since a replica may hang; the scheduler may not.
             replica = self._replicas[self._ids[drawn]]
-            client.cancel = replica.call(CLIENTS, body, client, request.deadline).cancel
+            client.cancel = replica.call(CLIENTS, path, body, client, request.deadline).cancel
             if request.deadline < math.inf:
                 self._loop.at(request.deadline, client.expire)
         else:
             try:
                 client.cancel = self._scheduler.serve(
-                    body, request.deadline, arrival.blocks, arrival.session, client
+                    path, body, request.deadline, arrival.blocks, arrival.session, client
                 ).cancel
             except AnyServeError as error:
                 client.on_end(error)
@@ -177,8 +190,8 @@ class _Run:
             self._loop.at(arrival.gives_up, client.give_up)
 
     def _result(self, over: float, wall: float) -> Result:
-        ledger, router = self._ledger, self._scheduler.router
-        waits, times, costs = sorted(ledger.waits), sorted(ledger.times), sorted(router.costs)
+        ledger, scheduler = self._ledger, self._scheduler
+        waits, times, costs = sorted(ledger.waits), sorted(ledger.times), sorted(scheduler.costs)
         duration = over - self._begin
         return Result(
             scenario=self._scenario.name,
@@ -195,9 +208,9 @@ class _Run:
             time_p99=quantile(times, 0.99),
             hit_rate=ledger.hits / ledger.blocks if ledger.blocks else 0.0,
             delegated=ledger.delegated,
-            retried=self._scheduler.ways.retried,
-            loads=self._scheduler.actions[Verb.LOAD],
-            unloads=self._scheduler.actions[Verb.UNLOAD],
+            retried=scheduler.retried,
+            loads=scheduler.actions[Verb.LOAD],
+            unloads=scheduler.actions[Verb.UNLOAD],
             decisions=len(costs),
             decision_mean=mean(costs),
             decision_p99=quantile(costs, 0.99),
@@ -221,6 +234,7 @@ class _Client:
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """See `Client`."""
+        self._ledger.received(self._request, messages)
 
     def on_end(self, error: AnyServeError | None, metadata: object = None) -> None:
         """See `Client` and `Answers`."""

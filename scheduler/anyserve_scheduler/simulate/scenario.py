@@ -69,6 +69,8 @@ class TrafficSpec:
     """Requests a second on the average; conversations begun a second for `conversations`."""
     service: float = 0.1
     """Mean time that a request holds its slot, without its prompt's blocks."""
+    answers: int = 1
+    """Messages that each request is answered with, over 1 by a stream."""
     spread: str = "exponential"
     """Of the service times, or `constant`."""
     deadline: float = math.inf
@@ -97,17 +99,28 @@ class TrafficSpec:
     """Of `file`: lines of arrival time and, after a comma, service time."""
 
 
-FAULTS = ("crash", "hang", "partition", "slow", "unload", "drop", "duplicate", "late")
+FAULTS = (
+    "crash",
+    "drain",
+    "hang",
+    "partition",
+    "slow",
+    "unload",
+    "drop",
+    "duplicate",
+    "late",
+    "scheduler",
+)
 
 
 @attrs.frozen
 class FaultSpec:
-    """Something that goes wrong with one replica or its link for a while. Times in seconds."""
+    """Something that happens to one replica, its link, or the scheduler. Times in seconds."""
 
     kind: str
     """One of `FAULTS`."""
     replica: str
-    """Its id, or `*`: one at random."""
+    """Its id, or `*`: one at random. Of no meaning for `scheduler`."""
     at: float
     duration: float
     factor: float = 5.0
@@ -225,6 +238,7 @@ def _traffic(table: _Table, folder: Path) -> TrafficSpec:
         kind=kind,
         rate=0.0 if kind == "file" else table.number("rate", least=1e-6),
         service=table.number("service", 0.1, least=1e-9),
+        answers=table.whole("answers", 1, least=1, most=10_000),
         spread=table.one_of("spread", ("exponential", "constant"), "exponential"),
         deadline=table.number("deadline", math.inf, least=1e-6),
         start=table.number("start", 0.0),

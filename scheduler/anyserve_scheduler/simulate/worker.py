@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from anyserve.errors import Cancelled
 from anyserve.offers import Offer
@@ -36,25 +37,44 @@ class PrefixCache:
 
 
 class Work(Exchange):
-    """One request that is run."""
+    """One request that is run: so many answers, at even distances."""
 
-    def __init__(self, listener: Listener, stop: Callable[[Work], None]) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        answers: int,
+        when_due: Callable[[Callable[[], None]], None],
+        soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """when_due, soon: call what they are given when the next answer is due, or at once."""
         super().__init__(listener)
-        self._stop = stop
+        self._answers = answers
+        self._when_due = when_due
+        self._soon = soon
+        self._given = 0
 
     def on_cancelled(self) -> None:
-        self._stop(self)
+        self._soon(self._stopped)
 
     def consumed(self) -> None:
-        """There is one answer only."""
+        """It never waits for its answers to be taken."""
 
-    def finish(self) -> None:
-        """The handler returns, with its answer."""
-        if not self.ended:
-            self.deliver(Reply((b"answer",)))
+    def go_on(self) -> None:
+        """Begin, or go on after an answer."""
+        self._when_due(self._answer)
+
+    def _answer(self) -> None:
+        """The handler gives its next answer, and returns with the last."""
+        if self.ended:
+            return
+        self.deliver(Reply((b"%d" % self._given,)))
+        self._given += 1
+        if self._given == self._answers:
             self.end()
+        else:
+            self.go_on()
 
-    def stopped(self) -> None:
+    def _stopped(self) -> None:
         """The handler returns, since nobody wants the answer."""
         self.end(error=Cancelled("the request was cancelled"))
 
@@ -86,16 +106,23 @@ class SimulatedWorker:
 
     def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
         """See `Executor`. A request that nobody waits for any more takes its time, too."""
-        work = Work(listener, lambda work: self._loop.after(0.0, self._act, work.stopped))
         request = self._ledger.open.get(int(call.request_id))
-        seconds = 0.0
+        seconds, answers = 0.0, 1
         if request is not None:
             spec, arrival = self._offers[offer.name], request.arrival
+            answers = arrival.traffic.answers
             hits = self._caches[offer.name].take(arrival.blocks) if arrival.blocks else 0
             missed = len(arrival.blocks) - hits
             seconds = (arrival.service / spec.speed + missed * spec.block_time) * self.slowness
             self._ledger.was_begun(request, self._loop.now, len(arrival.blocks), hits)
-        self._loop.after(seconds, self._act, work.finish)
+        after = self._loop.after
+        work = Work(
+            listener,
+            answers,
+            partial(after, seconds / answers, self._act),
+            partial(after, 0.0, self._act),
+        )
+        work.go_on()
         return work
 
     def lost(self, reason: str) -> None:
