@@ -8,6 +8,7 @@ behind a closed window is bounded by nobody, so they queue no more than `room`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -81,6 +82,13 @@ class Http2Error(Exception):
 
 class NoMoreStreams(Exception):
     """This connection takes no more calls."""
+
+
+_Over = ngh2.ConnectionStateError
+"""The peer has gone away, and the last stream has ended: there is nothing to say any more.
+
+The events of what was read with that are yet to be handled.
+"""
 
 
 @lru_cache(_REMEMBERED)
@@ -162,7 +170,8 @@ class Http2:
 
     def reset(self, stream_id: int, code: int) -> None:
         """End a stream, and forget what is queued on it."""
-        self._engine.reset_stream(stream_id, code)
+        with suppress(_Over):
+            self._engine.reset_stream(stream_id, code)
 
     def stream_room(self, stream_id: int) -> int:
         """Bytes that the peer's window for the stream allows beyond what is queued on it."""
@@ -193,7 +202,10 @@ class Http2:
         Returns whether there is output then: the peer is told once it is worth it.
         """
         self.held -= amount
-        self._engine.acknowledge_received_data(amount, stream_id)
+        try:
+            self._engine.acknowledge_received_data(amount, stream_id)
+        except _Over:
+            return False
         return self._engine.want_write
 
     @property
@@ -203,7 +215,11 @@ class Http2:
         ngh2 0.3.0 forgets the bytes of a frame that has come in part when its stream is reset.
         Half a window may be consumed and not announced yet; what is missing beyond that is lost.
         """
-        missing = CONNECTION_WINDOW - self._engine.local_window_size - self.held
+        try:
+            window = self._engine.local_window_size
+        except _Over:
+            return False
+        missing = CONNECTION_WINDOW - window - self.held
         return missing > CONNECTION_WINDOW * 5 // 8
 
     def go_away(self) -> None:
