@@ -249,7 +249,7 @@ def nearest(need: Capability, offers: Iterable[Capability], count: int = NEAREST
         lacking = sum(
             not _enough(key, needed, offer.attributes.get(key))
             for key, needed in need.attributes.items()
-        )
+        ) + (need.version not in ("", offer.version))
         alike = _shared(offer.name, need.name)
         return (not offer.is_kind_of(need.name), -alike, lacking, offer.name, power(offer))
 
@@ -286,9 +286,12 @@ NEED_METADATA_PREFIX = "anyserve-need-"
 
 
 def need_of(
-    name: str, parameters: Mapping[str, Attribute], metadata: Iterable[tuple[str, str | bytes]] = ()
+    name: str,
+    parameters: Mapping[str, Attribute],
+    metadata: Iterable[tuple[str, str | bytes]] = (),
+    version: str = "",
 ) -> Capability:
-    """What a request needs: the capability `name` and the attributes it carries.
+    """What a request needs: the capability `name`, that version, and the attributes it carries.
 
     Parameters win over metadata. Limits given as text are read as numbers. Raises
     `InvalidArgument` for what no capability can have.
@@ -301,19 +304,21 @@ def need_of(
         if key.startswith(NEED_PREFIX):
             found[key[len(NEED_PREFIX) :]] = parameter
     if not found:
-        return _plain(name)
-    return _with_attributes(name, tuple(found.items()))
+        return _plain(name, version)
+    return _with_attributes(name, version, tuple(found.items()))
 
 
 @lru_cache(256)
-def _plain(name: str) -> Capability:
+def _plain(name: str, version: str) -> Capability:
     """A need without attributes, as nearly all are."""
-    return Capability(name)
+    return Capability(name, version=version)
 
 
 @lru_cache(256)
-def _with_attributes(name: str, attributes: tuple[tuple[str, Attribute], ...]) -> Capability:
-    return Capability(name, {key: _typed(key, value) for key, value in attributes})
+def _with_attributes(
+    name: str, version: str, attributes: tuple[tuple[str, Attribute], ...]
+) -> Capability:
+    return Capability(name, {key: _typed(key, value) for key, value in attributes}, version)
 
 
 def _typed(key: str, value: Attribute) -> Attribute:

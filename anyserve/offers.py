@@ -73,15 +73,25 @@ class TensorSpec:
             )
 
 
+FIRST_VERSION = "1"
+"""That of an offer which declares none."""
+
+
+def _with_version(capability: Capability) -> Capability:
+    if capability.version:
+        return capability
+    return attrs.evolve(capability, version=FIRST_VERSION)
+
+
 @attrs.frozen
 class Offer:
     """One capability that a worker serves, with all that the replica needs to know of it."""
 
-    capability: Capability
+    capability: Capability = attrs.field(converter=_with_version)
+    """It always has a version."""
     inputs: tuple[TensorSpec, ...] = ()
     """Empty: anything is accepted and the handler checks for itself."""
     outputs: tuple[TensorSpec, ...] = ()
-    version: str = "1"
     max_batch_size: int = 0
     """Over 0: every tensor has a leading batch dimension of at most this."""
     decoupled: bool = False
@@ -103,10 +113,14 @@ class Offer:
     def name(self) -> str:
         return self.capability.name
 
+    @property
+    def version(self) -> str:
+        return self.capability.version
+
     def with_attributes(self, attributes: Mapping[str, Attribute]) -> Offer:
         """This offer with `attributes` added to its capability's."""
         merged = {**self.capability.attributes, **attributes}
-        return attrs.evolve(self, capability=Capability(self.name, merged))
+        return attrs.evolve(self, capability=attrs.evolve(self.capability, attributes=merged))
 
     def to_json(self) -> dict[str, Any]:
         """A value that `json.dumps` takes."""
@@ -116,9 +130,8 @@ class Offer:
     def from_json(cls, value: Mapping[str, Any]) -> Offer:
         """The offer that `to_json` wrote."""
         fields = dict(value)
-        capability = fields.pop("capability")
         return cls(
-            capability=Capability(capability["name"], capability["attributes"]),
+            capability=Capability(**fields.pop("capability")),
             inputs=_specs(fields.pop("inputs")),
             outputs=_specs(fields.pop("outputs")),
             **fields,
@@ -136,10 +149,10 @@ def parse_specs(specs: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec.parse(name, text) for name, text in specs.items())
 
 
-def declare(name: str, attributes: Mapping[str, Attribute], **fields: Any) -> Offer:
+def declare(name: str, attributes: Mapping[str, Attribute], version: str, **fields: Any) -> Offer:
     """An `Offer` whose values are checked; raises `ValueError` in words a developer can act on."""
     try:
-        capability = Capability(name, attributes)
+        capability = Capability(name, attributes, version)
     except InvalidArgument as error:
         raise ValueError(error.message) from None
     offer = Offer(capability, **fields)
@@ -147,8 +160,6 @@ def declare(name: str, attributes: Mapping[str, Attribute], **fields: Any) -> Of
         least = 1 if limit == "concurrency" else 0
         if getattr(offer, limit) < least:
             raise ValueError(f"capability {name!r}: {limit} is at least {least}")
-    if not offer.version.isdigit():
-        raise ValueError(f"capability {name!r}: version {offer.version!r} is not a number")
     if offer.sequence_idle <= 0:
         raise ValueError(f"capability {name!r}: sequence_idle is more than 0 seconds")
     return offer

@@ -44,7 +44,7 @@ class _Fleet:
 
     def register(self) -> None:
         """Let all join."""
-        offers = [OfferView(Capability(name), "1", _LOADS[0], 64, True) for name in CAPABILITIES]
+        offers = [OfferView(Capability(name), _LOADS[0], 64, True) for name in CAPABILITIES]
         for index in range(REPLICAS):
             id = f"replica-{index:04}"
             registration = Registration(id, b"instance", f"10.0.0.1:{index + 1}", offers)
@@ -88,7 +88,7 @@ def _silence() -> tuple[float, float]:
     """Let all replicas of a large fleet fall silent; µs for each, and for the longest look."""
     registry = WatchedRegistry(MemoryRegistry())
     registry.follow(Router(PREFIX, random.Random(1)).follow)
-    offers = [OfferView(Capability(name), "1", _LOADS[0], 64, True) for name in CAPABILITIES]
+    offers = [OfferView(Capability(name), _LOADS[0], 64, True) for name in CAPABILITIES]
     for index in range(SILENT):
         registry.register(Registration(f"{index}", b"instance", "10.0.0.1:1", offers), 0.0)
     looks = []

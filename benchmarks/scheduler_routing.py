@@ -93,9 +93,7 @@ def _report(version: int, number: int, now: float) -> Change:
 
 
 def _view(index: int, load: Load, now: float) -> View:
-    offers = {
-        name: OfferView(Capability(name), "1", load, 64, decoupled=True) for name in CAPABILITIES
-    }
+    offers = {name: OfferView(Capability(name), load, 64, decoupled=True) for name in CAPABILITIES}
     address = f"10.0.0.1:{index + 1}"
     return View(f"replica-{index:04}", index + 1, address, ReplicaState.LIVE, offers, now)
 

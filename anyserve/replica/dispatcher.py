@@ -29,7 +29,8 @@ class Dispatcher(Actor[None]):
         self._on_change = on_change
         self._pools: dict[str, Pool] = {}
         self._sequences: dict[str, Sequences] = {}
-        self._matches: dict[str, list[Pool]] = {}
+        self._matches: dict[tuple[str, str], list[Pool]] = {}
+        """By the name and version of needs without attributes that something satisfies."""
         self._intake = Intake()
         self.deadlines = Deadlines()
         """Those of the requests in flight."""
@@ -71,13 +72,6 @@ class Dispatcher(Actor[None]):
             raise NotFound(explain_absence(Capability(name), self._loaded()))
         return pool
 
-    def loaded_pool(self, name: str) -> Pool:
-        """The pool that serves `name`, loaded or loading: the one that requests for it go to.
-
-        Raises `NotFound` when there is none.
-        """
-        return self.match(Capability(name))[0]
-
     def declare(self, offer: Offer) -> Pool:
         """Make a capability known; it is not loaded by that."""
         if offer.name not in self._pools:
@@ -116,15 +110,16 @@ class Dispatcher(Actor[None]):
         self._on_change()
 
     def match(self, need: Capability) -> list[Pool]:
-        """The loaded pools that satisfy `need`, least powerful first.
+        """The pools that satisfy `need`, loaded or loading, least powerful first.
 
         Raises `NotFound` in words when there is none.
         """
         if need.attributes:
             return self._search(need)
-        found = self._matches.get(need.name)
+        key = need.name, need.version
+        found = self._matches.get(key)
         if found is None:
-            found = self._matches[need.name] = self._search(need)
+            found = self._matches[key] = self._search(need)
         return found
 
     def _search(self, need: Capability) -> list[Pool]:

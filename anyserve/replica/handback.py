@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-import attrs
 from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_protos.infer_wire import InferRequestHead, join_request
@@ -46,8 +45,6 @@ DELEGATION = "anyserve-delegation-bin"
 CONTROL = frozenset({LINK_TOKEN, DELEGATIONS, NEED, HANDBACK, DELEGATION})
 """Metadata that says nothing to anybody where a client has sent it."""
 
-LONGEST_VERSION = 19
-"""Digits of a capability's version."""
 REASON_LIMIT = 500
 """Characters of a reason."""
 
@@ -229,8 +226,7 @@ class Relay:
 
 def request_need(head: InferRequestHead, metadata: RequestMetadata) -> Capability:
     """What a request needs by its own word; raises `InvalidArgument` for what nothing can."""
-    need = need_of(head.model_name, head.parameters, metadata)
-    return attrs.evolve(need, version=head.model_version) if head.model_version else need
+    return need_of(head.model_name, head.parameters, metadata, head.model_version)
 
 
 def without_control(metadata: RequestMetadata) -> tuple[tuple[str, str | bytes], ...]:
@@ -241,10 +237,9 @@ def without_control(metadata: RequestMetadata) -> tuple[tuple[str, str | bytes],
 def _may_move(head: InferRequestHead, error: AnyServeError) -> bool:
     """Whether another replica can serve a request that this one does not.
 
-    Not with memory that was registered here, nor in the midst of a sequence that was begun here,
-    nor a version that none can have.
+    Not with memory that was registered here, nor in the midst of a sequence that was begun here.
     """
-    if REGION in head.head or len(head.model_version) > LONGEST_VERSION:
+    if REGION in head.head:
         return False
     return isinstance(error, NotFound) or "sequence_id" not in head.parameters
 

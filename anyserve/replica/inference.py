@@ -16,8 +16,8 @@ from anyserve_protos.infer_wire import (
     scan_tensor_parameters,
 )
 
-from anyserve.capability import Attribute, check_name, need_of
-from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted, elsewhere
+from anyserve.capability import Attribute, need_of
+from anyserve.errors import InvalidArgument, ResourceExhausted
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
 from anyserve.region_parameters import BYTE_SIZE, REGION
@@ -85,14 +85,10 @@ class Inference:
         if trace is not None:
             metadata = trace.onto(metadata)
         texts = {key: value for key, value in metadata if isinstance(value, str)}
-        if not self._dispatcher.knows(head.model_name):
-            check_name(head.model_name)
         need = None if self.handback is None else self.handback.need(metadata)
         if need is None:
-            need = need_of(head.model_name, head.parameters, texts.items())
+            need = need_of(head.model_name, head.parameters, texts.items(), head.model_version)
         offer = self._dispatcher.match(need)[0].offer
-        if head.model_version:
-            require_version(offer, head.model_version)
         call = Call(
             need=need,
             head=head.head,
@@ -148,19 +144,6 @@ def _size_in(region: RegionRef, parameters: Mapping[str, Attribute]) -> int:
     """The bytes that a tensor has in its region; a size that can't be is for the worker."""
     size = parameters.get(BYTE_SIZE)
     return size if isinstance(size, int) and 0 < size <= region.byte_size else 0
-
-
-def require_version(offer: Offer, version: str) -> None:
-    """Raise unless `version` is empty or the offer's: `InvalidArgument`, `NotFound`."""
-    check_version(version)
-    if version and version != offer.version:
-        raise elsewhere(NotFound(f"{offer.name!r} has no version {version}, only {offer.version}"))
-
-
-def check_version(version: str) -> None:
-    """Raise `InvalidArgument` unless `version` is empty or a number."""
-    if version and not (version.isascii() and version.isdigit()):
-        raise InvalidArgument(f"model version {version!r} is not a number")
 
 
 def deadline_of(head: InferRequestHead, call_deadline: float) -> float:

@@ -15,7 +15,7 @@ from anyserve.errors import AnyServeError, InvalidArgument, NotFound, Unimplemen
 from anyserve.objects.regions import Regions
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Reply
-from anyserve.replica.inference import Inference, check_version, require_version, scan
+from anyserve.replica.inference import Inference, scan
 from anyserve.replica.memory_service import SharedMemoryService
 from anyserve.replica.metadata import model_config, model_metadata, model_statistics
 from anyserve.replica.pool import Pool, State
@@ -165,24 +165,20 @@ class InferenceService:
         return pb.ModelStatisticsResponse(model_stats=[model_statistics(pool) for pool in pools])
 
     def _loaded(self, name: str, version: str) -> Pool:
-        """The pool of a capability that is loaded, in that version.
+        """The pool that requests for a capability go to, loaded or loading.
 
         Raises `NotFound`, and `InvalidArgument` for what can be no name or version.
         """
-        check_version(version)
-        pool = self._dispatcher.loaded_pool(check_name(name))
-        require_version(pool.offer, version)
-        return pool
+        return self._dispatcher.match(Capability(name, version=version))[0]
 
     def _offered(self, name: str, version: str) -> Pool:
         """The same, or what is on demand and would serve it: its app has said what it is."""
         try:
             return self._loaded(name, version)
         except NotFound:
-            pool = self._dispatcher.loadable(Capability(name))
+            pool = self._dispatcher.loadable(Capability(name, version=version))
             if pool is None:
                 raise
-            require_version(pool.offer, version)
             return pool
 
     # The repository.

@@ -32,7 +32,6 @@ MOST_TOKENS_PER_SECOND = 1e9
 _ID = re.compile(r"[!-~]{1,255}")
 _LONGEST_INSTANCE = 64
 _LONGEST_ADDRESS = 255
-_LONGEST_VERSION = 255
 
 
 def check_registration(registration: Registration) -> None:
@@ -64,10 +63,6 @@ def checked_offers(offers: Iterable[OfferView]) -> dict[str, OfferView]:
         name = offer.capability.name
         if name in checked:
             raise InvalidArgument(f"offers: {name} is offered twice")
-        if len(offer.version) > _LONGEST_VERSION:
-            raise InvalidArgument(
-                f"offers: {name}: version is longer than {_LONGEST_VERSION} characters"
-            )
         if offer.queue_limit < 0:
             raise InvalidArgument(f"offers: {name}: queue_limit is {offer.queue_limit}")
         load = checked_load(offer.load, name)
@@ -94,7 +89,6 @@ def changed_offers(known: Mapping[str, OfferView], report: Report) -> dict[str, 
         load = checked_load(load, name)
         offers[name] = OfferView(
             old.capability,
-            old.version,
             load,
             old.queue_limit,
             old.decoupled,

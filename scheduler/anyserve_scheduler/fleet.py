@@ -27,7 +27,6 @@ class OfferView:
     """One capability of one replica."""
 
     capability: Capability
-    version: str
     load: Load
     """As its replica reported it."""
     queue_limit: int

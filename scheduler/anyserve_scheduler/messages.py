@@ -44,7 +44,6 @@ def offer_of(message: pb.Offer) -> OfferView:
     """An offer; raises `InvalidArgument` for one that can't be."""
     return OfferView(
         capability=Capability(message.name, attributes_of(message.attributes), message.version),
-        version=message.version,
         load=load.from_message(message.usage),
         queue_limit=message.queue_limit,
         decoupled=message.decoupled,
@@ -91,7 +90,7 @@ def _offer(offer: OfferView) -> pb.Offer:
     return pb.Offer(
         name=offer.capability.name,
         attributes=attribute_messages(offer.capability.attributes),
-        version=offer.version,
+        version=offer.capability.version,
         usage=load.to_message(offer.load),
         queue_limit=offer.queue_limit,
         decoupled=offer.decoupled,

@@ -25,6 +25,7 @@ from anyserve.errors import (
     AnyServeError,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -328,11 +329,11 @@ async def test_a_version_that_none_can_have_is_no_reason_to_ask_others(fleet: Fl
         open_channel(a.live.address) as channel,
         channel.stream(SERVICE + "ModelStreamInfer", bytes, bytes) as call,
     ):
-        with pytest.raises(NotFound, match="no version"):
+        with pytest.raises(InvalidArgument, match="not a number of at most 19 digits"):
             await channel.unary(SERVICE + "ModelInfer", body, bytes)
         await call.send(body)
         await call.send(encode_request("who", {"x": "1"}, {}), end=True)
         replies = [codec.decode(pb.ModelStreamInferResponse, message) async for message in call]
-    assert "no version" in replies[0].error_message
+    assert "not a number" in replies[0].error_message
     assert replies[1].error_message == ""
     assert fleet.delegations("a") == 0

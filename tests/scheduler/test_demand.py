@@ -30,7 +30,6 @@ def replica(
     views = {
         name: OfferView(
             Capability(name),
-            "1",
             load or Load(0, 0, 0, 0.0),
             8,
             False,

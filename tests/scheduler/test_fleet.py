@@ -25,9 +25,7 @@ def replica(
     state: ReplicaState = ReplicaState.LIVE,
 ) -> ReplicaView:
     offers = {
-        name: OfferView(
-            Capability(name), "1", Load(0, 0, 4, 0.0), 64, False, loadable=name in loadable
-        )
+        name: OfferView(Capability(name), Load(0, 0, 4, 0.0), 64, False, loadable=name in loadable)
         for name in (*names, *loadable)
     }
     return ReplicaView(id, 1, "127.0.0.1:8001", state, offers, 0.0)

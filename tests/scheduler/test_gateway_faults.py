@@ -120,7 +120,7 @@ class Fleet:
             fake.server = await self.nursery.start(self._serve, fake, address)
             assert isinstance(fake.server.address, TcpAddress)
             port = fake.server.address.port
-        offer = OfferView(Capability(name, {}, "1"), "1", Load(load, 0, 8, 0.0), 8, decoupled)
+        offer = OfferView(Capability(name, {}, "1"), Load(load, 0, 8, 0.0), 8, decoupled)
         registration = Registration(id, id.encode(), f"127.0.0.1:{port}", [offer])
         grant = self.scheduler.registry.register(registration, trio.current_time())
         self.nursery.start_soon(self._attach, id, grant.epoch, fake.token)

@@ -76,7 +76,7 @@ def known(registry: MemoryRegistry) -> Any:
     view = registry.fleet().replicas["a"]
     return {
         name: (
-            *(offer.capability, offer.version, offer.queue_limit, offer.decoupled, offer.resumable),
+            *(offer.capability, offer.queue_limit, offer.decoupled, offer.resumable),
             offer.load,
             *(offer.on_demand, offer.loadable, offer.loading, offer.failures, offer.failure),
         )
@@ -87,8 +87,7 @@ def known(registry: MemoryRegistry) -> Any:
 def truth(now: Standing) -> Any:
     return {
         name: (
-            Capability(name, offer.capability.attributes, offer.version),
-            *(offer.version, offer.queue, offer.decoupled, offer.resumable),
+            *(offer.capability, offer.queue, offer.decoupled, offer.resumable),
             now.loads.get(name, Load(0, 0, 0, 0.0)),
             *(
                 (True, not each.loaded, each.loading, each.failures, each.failure)

@@ -31,7 +31,7 @@ steps = st.integers(1, 5).map(lambda quarters: quarters / 4)
 
 
 def offer_views(running: dict[str, int]) -> list[OfferView]:
-    return [OfferView(Capability(name), "", load(n), 8, False) for name, n in running.items()]
+    return [OfferView(Capability(name), load(n), 8, False) for name, n in running.items()]
 
 
 def load(running: int) -> Load:

@@ -51,7 +51,6 @@ offers = st.lists(
     st.builds(
         OfferView,
         capability=st.sampled_from(OFFERS),
-        version=st.just("1"),
         load=loads,
         queue_limit=st.integers(0, 4),
         decoupled=st.booleans(),
@@ -240,7 +239,7 @@ TestKnowsTheLoad.settings = settings(max_examples=150, stateful_step_count=30, d
 
 
 def replica(id: str, capability: Capability) -> ReplicaView:
-    offer = OfferView(capability, "1", Load(0, 0, 4, 0.0), 4, False)
+    offer = OfferView(capability, Load(0, 0, 4, 0.0), 4, False)
     return ReplicaView(id, 1, "host:1", ReplicaState.LIVE, {capability.name: offer}, 0.0)
 
 

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from random import Random
 
 import pytest
-from anyserve_scheduler.fleet import Fleet, OfferView, ReplicaState, ReplicaView
+from anyserve_scheduler.fleet import (
+    Change,
+    ChangeKind,
+    Fleet,
+    OfferView,
+    ReplicaState,
+    ReplicaView,
+)
 from anyserve_scheduler.routing import (
     LEAST_WAIT,
     POLICIES,
@@ -37,7 +44,7 @@ FULL = Load(4, 0, 4, 1.0)
 def offer(
     capability: Capability, load: Load, *, queue: int = 8, loadable: bool = False
 ) -> OfferView:
-    return OfferView(capability, "1", load, queue, False, loadable)
+    return OfferView(capability, load, queue, False, loadable)
 
 
 def replica(
@@ -105,6 +112,24 @@ def test_it_spills_to_a_stronger_capability_only_when_the_deadline_cannot_be_met
     assert isinstance(decision, Decision)
     assert (decision.replica, decision.capability) == ("strong", HEAVY)
     assert decision.reasons == (Why.LEAST_WAIT, Why.SPILLED)
+
+
+def test_a_version_that_is_needed_is_found_wherever_it_is() -> None:
+    one, two = Capability("decode", {}, "1"), Capability("decode", {}, "2")
+    heavy = Capability("decode.heavy", {}, "2")
+    fleet = router(
+        replica("a", offer(one, IDLE), offer(heavy, IDLE)), replica("b", offer(two, FULL))
+    )
+    assert chosen(fleet, one) == "a"
+    assert chosen(fleet, two) == "b"
+    assert chosen(fleet, two, Hints(excluded={"b": "full"})) == "a"
+    none = refused(fleet, Capability("decode", {}, "3"))
+    assert none.status is Status.NOT_FOUND
+    assert "version=1, not 3" in none.message
+    assert "version=2, not 3" in none.message
+    changed = replica("b", offer(one, IDLE), epoch=2)
+    fleet.follow([Change(fleet.version + 1, ChangeKind.JOINED, "b", changed)])
+    assert chosen(fleet, two) == "a"
 
 
 def test_load_is_spread_over_capabilities_that_are_equally_powerful() -> None:
@@ -352,7 +377,6 @@ loads = st.builds(
 offers = st.builds(
     OfferView,
     capability=st.sampled_from(CAPABILITIES),
-    version=st.just("1"),
     load=loads,
     queue_limit=st.integers(0, 3),
     decoupled=st.booleans(),

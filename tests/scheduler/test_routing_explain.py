@@ -31,7 +31,7 @@ def replica(
     state: ReplicaState = LIVE,
     loadable: bool = False,
 ) -> ReplicaView:
-    offer = OfferView(capability, "1", load, 4, False, loadable)
+    offer = OfferView(capability, load, 4, False, loadable)
     return ReplicaView(id, 1, f"{id}:1", state, {capability.name: offer}, 0.0)
 
 

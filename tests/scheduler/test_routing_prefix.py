@@ -38,7 +38,7 @@ SLOTS = 8
 def replica(id: str, requests: int, *, epoch: int = 1) -> ReplicaView:
     running = min(requests, SLOTS)
     load = Load(running, requests - running, SLOTS, 0.0)
-    offers = {"decode": OfferView(DECODE, "1", load, 1_000, False)}
+    offers = {"decode": OfferView(DECODE, load, 1_000, False)}
     return ReplicaView(id, epoch, f"{id}:1", ReplicaState.LIVE, offers, 0.0)
 
 
@@ -257,7 +257,7 @@ def test_a_cached_prefix_does_not_outweigh_the_deadline() -> None:
         1,
         "late:1",
         ReplicaState.LIVE,
-        {"decode": OfferView(DECODE, "1", Load(8, 0, 8, 5.0), 9, False)},
+        {"decode": OfferView(DECODE, Load(8, 0, 8, 5.0), 9, False)},
         0.0,
     )
     fleet = router(late, replica("soon", 8))

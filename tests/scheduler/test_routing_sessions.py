@@ -18,7 +18,7 @@ def replica(
 ) -> ReplicaView:
     load = Load(min(running, 4), max(running - 4, 0), 4, 0.5 if running >= 4 else 0.0)
     return ReplicaView(
-        id, epoch, f"{id}:1", state, {"decode": OfferView(DECODE, "1", load, 20, False)}, 0.0
+        id, epoch, f"{id}:1", state, {"decode": OfferView(DECODE, load, 20, False)}, 0.0
     )
 
 

@@ -32,8 +32,10 @@ class GatewayBackend:
         for view in self.ways.registry.fleet().replicas.values():
             for offer in view.offers.values():
                 if not offer.loadable or offer.promising:
-                    key = *power(offer.capability), offer.version
-                    found[key] = Offered(offer.capability, offer.version, offer.decoupled)
+                    key = power(offer.capability)
+                    found[key] = Offered(
+                        offer.capability, offer.capability.version, offer.decoupled
+                    )
         return sorted(found.values(), key=lambda each: each.capability.name)
 
     def ready(self) -> bool:

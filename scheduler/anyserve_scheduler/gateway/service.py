@@ -12,9 +12,8 @@ from anyserve_protos import inference as pb
 from grpclib.const import Handler
 
 from anyserve import __version__
-from anyserve.capability import Capability, check_name
+from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
-from anyserve.replica.inference import check_version
 from anyserve.replica.service import EXTENSIONS, kserve_mapping, model_name
 from anyserve.replica.settings import Settings
 from anyserve.transport.callback import UnaryCall
@@ -103,7 +102,7 @@ class GatewayService:
         )
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        ready = bool(self._serving(_need(request.name, request.version)))
+        ready = bool(self._serving(_need(request)))
         return pb.ModelReadyResponse(ready=ready)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
@@ -111,7 +110,9 @@ class GatewayService:
         reply = await self._ask_one(request, "ModelMetadata", pb.ModelMetadataResponse)
         views = self._ways.registry.fleet().offering(reply.name)
         offers = [view.offers.get(reply.name) for view in views]
-        versions = {offer.version for offer in offers if offer is not None and not offer.loadable}
+        versions = {
+            offer.capability.version for offer in offers if offer is not None and not offer.loadable
+        }
         reply.versions = sorted({*versions, *reply.versions}, key=lambda each: (len(each), each))
         return reply
 
@@ -124,7 +125,7 @@ class GatewayService:
         """The sums over all replicas that answer."""
         views = self._replicas()
         if request.name:
-            views = self._serving(_need(request.name, request.version))
+            views = self._serving(_need(request))
             if not views:
                 raise InvalidArgument(f"nothing in the fleet serves {request.name!r}")
         said = await self._ask_all(views, "ModelStatistics", request, pb.ModelStatisticsResponse)
@@ -199,7 +200,7 @@ class GatewayService:
 
     async def _ask_one(self, request: Any, method: str, reply_type: type[Reply]) -> Reply:
         """What a replica says that a request for the model would go to."""
-        need = _need(request.name, request.version)
+        need = _need(request)
         ways = self._ways
         excluded: dict[str, str] = {}
         while True:
@@ -241,7 +242,6 @@ class GatewayService:
                 raise type(each.error)(f"replica {each.replica}: {each.error.message}")
 
 
-def _need(name: str, version: str) -> Capability:
-    """A model by its name and version; raises `InvalidArgument`."""
-    check_version(version)
-    return Capability(check_name(name), version=version)
+def _need(request: Any) -> Capability:
+    """The model that a request names, in its version; raises `InvalidArgument`."""
+    return Capability(request.name, version=request.version)

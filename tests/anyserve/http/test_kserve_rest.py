@@ -182,7 +182,7 @@ def test_tensors_lie_in_the_clients_memory(client: Any) -> None:
         ("/v2/models/nothing/infer", {"inputs": []}, 404, "nothing"),
         ("/v2/models/a%20b/infer", {"inputs": []}, 400, "dotted words"),
         ("/v2/models/add/versions/x/infer", {"inputs": []}, 400, "not a number"),
-        ("/v2/models/add/versions/4", None, 404, "no version 4"),
+        ("/v2/models/add/versions/4", None, 404, "version=3, not 4"),
         ("/v2/models/add/infer", {"inputs": []}, 400, "'A'"),
         ("/v2/models/add/infer", b"{", 400, "truncated"),
         ("/v2/models/add/infer", None, 405, "POST"),

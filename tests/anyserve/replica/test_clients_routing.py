@@ -104,7 +104,12 @@ def test_the_version_asked_for_is_that_of_the_offer_that_serves(raw: Any) -> Non
     message.model_version = "1"
     assert raw.call("ModelInfer", message).model_version == "1"
     message.model_version = "3"
-    assert raw.refusal("ModelInfer", message).code is CODE.NOT_FOUND
+    refusal = raw.refusal("ModelInfer", message)
+    assert refusal.code is CODE.NOT_FOUND
+    assert "add.heavy has version=1, not 3" in refusal.message
+    message = request("add")
+    message.model_version = "1"
+    assert raw.call("ModelInfer", message).model_name == "add.heavy"
 
 
 # 12. Parameters that nobody knows.

@@ -83,7 +83,7 @@ def test_an_unknown_model_is_not_ready_which_is_no_error(raw: Any) -> None:
         ("ModelInfer", "model_version"),
     ],
 )
-@pytest.mark.parametrize("version", ["latest", "-1", "1.0", "١"])
+@pytest.mark.parametrize("version", ["latest", "-1", "1.0", "١", "1" * 20])
 def test_a_version_that_is_no_number_is_invalid(
     raw: Any, method: str, field: str, version: str
 ) -> None:
@@ -97,7 +97,9 @@ def test_a_version_that_is_no_number_is_invalid(
 def test_a_version_that_is_not_there_is_not_found(raw: Any) -> None:
     request = valid_request()
     request.model_version = "7"
-    assert raw.refusal("ModelInfer", request).code is CODE.NOT_FOUND
+    refusal = raw.refusal("ModelInfer", request)
+    assert refusal.code is CODE.NOT_FOUND
+    assert "add has version=3, not 7" in refusal.message
     request.model_version = "3"
     assert raw.call("ModelInfer", request).model_version == "3"
     asked = pb.ModelMetadataRequest(name="add", version="7")

@@ -360,9 +360,39 @@ async def test_metadata_of_a_name_is_of_the_pool_that_its_requests_go_to() -> No
     dispatcher.worker_up(ManualExecutor(), [Offer(Capability("echo.heavy"))])
     dispatcher.declare(Offer(Capability("echo")))
     dispatcher.set_state("echo.heavy", State.READY)
-    assert dispatcher.loaded_pool("echo").offer.name == "echo.heavy"
+    assert dispatcher.match(Capability("echo"))[0].offer.name == "echo.heavy"
     with pytest.raises(NotFound, match=r"there is: echo\.heavy"):
-        dispatcher.loaded_pool("speech")
+        dispatcher.match(Capability("speech"))
+
+
+async def test_a_version_that_is_needed_is_served_by_the_least_powerful_that_has_it() -> None:
+    plain, heavy = ManualExecutor("plain"), ManualExecutor("heavy")
+    dispatcher = Dispatcher()
+    full = {"concurrency": 1, "queue": 0}
+    dispatcher.worker_up(plain, [Offer(Capability("echo", {}, "1"), **full)])
+    dispatcher.worker_up(heavy, [Offer(Capability("echo.heavy", {}, "2"), **full)])
+    for name in ("echo", "echo.heavy"):
+        dispatcher.set_state(name, State.READY)
+    need = {version: Capability("echo", {}, version) for version in ("", "1", "2", "3")}
+    matched = {
+        version: [pool.offer.name for pool in dispatcher.match(need[version])]
+        for version in ("", "1", "2")
+    }
+    assert matched == {"": ["echo", "echo.heavy"], "1": ["echo"], "2": ["echo.heavy"]}
+    with pytest.raises(NotFound, match=r"version=1, not 3; echo\.heavy has version=2, not 3"):
+        dispatcher.match(need["3"])
+    # One that finds its version full does not spill to another.
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(consume, dispatcher, Call(need["1"], b"", request_id="a"))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ResourceExhausted):
+            async with Replies(dispatcher, Call(need["1"], b"")):
+                pass
+        assert (plain.order, heavy.order) == (["a"], [])
+        nursery.cancel_scope.cancel()
+    dispatcher.set_state("echo.heavy", State.UNAVAILABLE)
+    with pytest.raises(NotFound):
+        dispatcher.match(need["2"])
 
 
 async def test_an_unknown_capability_is_not_found_and_the_message_names_what_there_is() -> None:

@@ -40,7 +40,7 @@ def test_what_is_on_demand_is_known_and_not_loaded_until_it_is_asked_for(
     refusal = raw.refusal("ModelInfer", request)
     assert (refusal.code, refusal.message) == (
         CODE.NOT_FOUND,
-        "upper is on demand, and not loaded: RepositoryModelLoad loads it",
+        "upper version 1 is on demand, and not loaded: RepositoryModelLoad loads it",
     )
     load(raw, "upper")
     assert raw.call("ModelInfer", request).raw_output_contents == [b"\x05\0\0\0HELLO"]

@@ -26,7 +26,7 @@ from anyserve.offers import Offer, parse_specs
 from anyserve.worker.responses import ResponseEncoder
 
 pb: Any = service_pb2
-OFFER = Offer(Capability("speech"), version="3")
+OFFER = Offer(Capability("speech", {}, "3"))
 
 
 def asking_for(*outputs: str, identity: str = "") -> InferRequest:
