@@ -129,7 +129,8 @@ class Context:
 
         Waits for the answer, for as long as this request has; its end, or cancelling this, ends
         what was called. Raises the `AnyServeError` that the other ended with, `NotFound` where
-        nobody offers the capability, and `FailedPrecondition` where calls are nested too deep.
+        nobody offers the capability, `FailedPrecondition` where calls are nested too deep, and
+        `ResourceExhausted` where 64 calls of this request are open.
         """
         return await self._caller().call(capability, inputs, parameters or {})
 

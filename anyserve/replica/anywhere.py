@@ -85,7 +85,7 @@ class AnywhereRequest(ABC):
     def cancel(self) -> None:
         """Nobody wants the rest; nothing happens where it has ended."""
         if not self._over:
-            self._over = True
+            self._close()
             self._stop()
 
     def on_reply(self, reply: Reply) -> None:
@@ -150,5 +150,9 @@ class AnywhereRequest(ABC):
 
     def _end(self, error: AnyServeError | None) -> None:
         if not self._over:
-            self._over = True
+            self._close()
             self._answered.on_end(error)
+
+    def _close(self) -> None:
+        """It ends now, and does so once."""
+        self._over = True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from anyserve_protos.infer_wire import InferRequestHead
 
-from anyserve.capability import check_name, need_of
-from anyserve.errors import FailedPrecondition
+from anyserve.capability import need_of
+from anyserve.errors import FailedPrecondition, ResourceExhausted
 from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Answered, Call, Called
@@ -16,6 +16,8 @@ from anyserve.traces import Trace, at_door
 DEPTH = "anyserve-call-depth"
 """Metadata: how many handlers have called one another to make this request."""
 MAX_DEPTH = 8
+MAX_OPEN = 64
+"""Calls of one request's handler that have not ended."""
 
 
 class HandlerRequests:
@@ -54,19 +56,22 @@ class CalledRequest(AnywhereRequest):
 
     def start(self) -> None:
         """Begin it; what is wrong with it is told as its end."""
+        self._parent.open_calls += 1
         self.begin(self._body)
 
     def accept(self, head: InferRequestHead) -> Call:
         """See `AnywhereRequest`."""
         parent = self._parent
+        if parent.open_calls > MAX_OPEN:
+            raise ResourceExhausted(
+                f"the handler of {parent.need.name!r} has {MAX_OPEN} calls open, which is the limit"
+            )
         if _depth(parent) >= MAX_DEPTH:
             raise FailedPrecondition(
                 f"handlers have called one another {MAX_DEPTH} deep, which is the limit:"
                 f" {parent.need.name!r} may call nothing more"
             )
-        if not self._dispatcher.knows(head.model_name):
-            check_name(head.model_name)
-        need = need_of(head.model_name, head.parameters)
+        need = need_of(head.model_name, head.parameters, version=head.model_version)
         offer = self._dispatcher.match(need)[0].offer
         return Call(
             need=need,
@@ -78,6 +83,10 @@ class CalledRequest(AnywhereRequest):
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             trace=self._trace,
         )
+
+    def _close(self) -> None:
+        super()._close()
+        self._parent.open_calls -= 1
 
 
 def _depth(call: Call) -> int:

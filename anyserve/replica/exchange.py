@@ -36,6 +36,8 @@ class Call:
     """The clients' shared-memory regions that the request names, as JSON values."""
     trace: Trace | None = None
     """Where it is in a trace, which `metadata` says too; None where it is in none."""
+    open_calls: int = 0
+    """What its handler has called and that has not ended."""
 
 
 @attrs.define

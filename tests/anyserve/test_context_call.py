@@ -17,8 +17,10 @@ from anyserve.errors import (
     FailedPrecondition,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
     Unimplemented,
 )
+from anyserve.replica.calls import MAX_OPEN
 from anyserve.testing import open_test_client
 
 APPS = str(Path(__file__).parents[1] / "apps")
@@ -108,6 +110,13 @@ async def test_a_loop_of_calls_is_refused_at_its_depth(client: Any) -> None:
     if isinstance(client, Client):
         events = (await client.infer("events", {}))["events"].tolist()
         assert events == [b"again"] * 9  # the client's own, and eight calls
+
+
+async def test_a_handler_has_no_more_calls_open_than_the_limit(client: Any) -> None:
+    await client.infer("crowd", {"n": [MAX_OPEN]})
+    with pytest.raises(ResourceExhausted, match="64 calls open"):
+        await client.infer("crowd", {"n": [MAX_OPEN + 1]})
+    await client.infer("often", {"n": [MAX_OPEN]})
 
 
 async def test_a_call_that_waits_for_its_own_slot_ends_by_its_deadline(client: Any) -> None:

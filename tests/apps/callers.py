@@ -112,6 +112,41 @@ async def hold(request: Request, context: Context) -> Response:
     return Response()
 
 
+arrived: list[trio.Event] = []
+"""One event for each `meet` that waits, set when enough are there."""
+
+
+@app.capability("meet", concurrency=128)
+async def meet(request: Request, context: Context) -> Response:
+    """Wait until `n` are here."""
+    arrived.append(trio.Event())
+    if len(arrived) == int(request["n"][0]):
+        for event in arrived:
+            event.set()
+    await arrived[-1].wait()
+    return Response()
+
+
+@app.capability("crowd")
+async def crowd(request: Request, context: Context) -> Response:
+    """Have `n` calls of `meet` open at once."""
+    arrived.clear()
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(request["n"][0])):
+            nursery.start_soon(context.call, "meet", request.inputs)
+    return Response()
+
+
+@app.capability("often")
+async def often(request: Request, context: Context) -> Response:
+    """Call `echo` `n` times, once after the other, and leave a stream of `endless` each time."""
+    for _ in range(int(request["n"][0])):
+        await context.call("echo", {"x": [1]})
+        async with aclosing(context.stream("endless", {})) as responses:
+            await anext(responses)
+    return Response()
+
+
 @app.capability("events")
 async def tell(request: Request, context: Context) -> Response:
     return Response(outputs={"events": list(events) or [""]})
