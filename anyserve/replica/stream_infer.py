@@ -128,6 +128,12 @@ class StreamedInference:
             self.emit(*answer)
             self.ended(request)
 
+    def leave(self, request: _Ordered) -> None:
+        """A request has its answers elsewhere, in no order; those behind it have their turn."""
+        self._in_order.remove(request)
+        self._running.discard(request)
+        self.answered()
+
     def hand_on(
         self,
         error: AnyServeError,
@@ -305,7 +311,11 @@ class _Decoupled:
 
 
 class _Relayed:
-    """A request that is served elsewhere, whose answers are passed on."""
+    """A request that is served elsewhere, whose answers are passed on.
+
+    Where it has a place among those with one answer, that is given in its turn. What serves it may
+    answer more often, though: then it gives its place up.
+    """
 
     relay: Relay
 
@@ -313,6 +323,8 @@ class _Relayed:
         self._stream = stream
         self._identity = identity
         self._ordered = ordered
+        self._first: bytes | None = None
+        """Its answer so far, where it has a place."""
         self._unsent = 0
 
     def cancel(self) -> None:
@@ -322,9 +334,13 @@ class _Relayed:
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """See `Answers`."""
         if self._ordered is not None:
-            self._ordered.answer = (messages[-1],), nothing
-            self._stream.answered()
-            return
+            if self._first is None and len(messages) == 1:
+                self._first = messages[0]
+                return
+            self._stream.leave(self._ordered)
+            self._ordered = None
+            if self._first is not None:
+                messages = [self._first, *messages]
         self._unsent += len(messages)
         if self._unsent > _BATCH:
             self.relay.call.hold()
@@ -333,8 +349,12 @@ class _Relayed:
 
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
         """See `Answers`."""
-        if self._ordered is not None and self._ordered.answer is None:
-            self._ordered.done(error or Internal("the scheduler gave no answer"))
+        if self._ordered is not None:
+            if error is not None or self._first is None:
+                self._ordered.done(error or Internal("the scheduler gave no answer"))
+            else:
+                self._ordered.answer = (self._first,), nothing
+                self._stream.answered()
         elif error is not None and not self._stream.ends_with(error):
             self._stream.emit((stream_error(error, self._identity),))
         self._stream.ended(self)

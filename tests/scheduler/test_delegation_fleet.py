@@ -337,3 +337,26 @@ async def test_a_version_that_none_can_have_is_no_reason_to_ask_others(fleet: Fl
     assert "not a number" in replies[0].error_message
     assert replies[1].error_message == ""
     assert fleet.delegations("a") == 0
+
+
+async def test_a_request_that_is_served_by_what_answers_more_often_loses_no_answer(
+    fleet: Fleet,
+) -> None:
+    a = await fleet.start("a", "--app", "variants:first", "--in-process")
+    await fleet.start("b", "--app", "variants:second", "--in-process")
+    await fleet.occupy(a, "say")
+    assert [each["said"] for each in await stream(a.live.address, "say", {"n": "5"})] == list(
+        "01234"
+    )
+    assert [each["said"] for each in await stream(a.live.address, "say", {"n": "1"})] == ["0"]
+    async with (
+        open_channel(a.live.address) as channel,
+        channel.stream(SERVICE + "ModelStreamInfer", bytes, bytes) as call,
+    ):
+        for identity, n in (("one", "3"), ("two", "1"), ("three", "1")):
+            await call.send(encode_request("say", {"n": n}, {}, identity))
+        await call.end()
+        replies = [codec.decode(pb.ModelStreamInferResponse, message) async for message in call]
+    ids = [reply.infer_response.id for reply in replies if reply.infer_response is not None]
+    assert sorted(ids) == ["one", "one", "one", "three", "two"]
+    assert ids.index("two") < ids.index("three")

@@ -316,6 +316,30 @@ async def test_after_an_answer_there_is_no_hand_back(fleet: Fleet) -> None:
     assert b.seen == []
 
 
+async def test_a_hand_back_to_what_answers_more_often_loses_no_answer(fleet: Fleet) -> None:
+    a = await fleet.join("a")
+    b = await fleet.join("b", decoupled=True, load=7)
+    a.act = a.hand_back
+
+    async def answer_often(stream: ServerStream) -> None:
+        for _ in range(3):
+            await b.answer(stream)
+
+    b.act = answer_often
+    assert await fleet.stream(2) == ["b"] * 6
+
+
+async def test_a_request_with_one_answer_that_fails_after_it_has_failed(fleet: Fleet) -> None:
+    a = await fleet.join("a")
+
+    async def answer_and_fail(stream: ServerStream) -> None:
+        await a.answer(stream)
+        raise Internal("a bug")
+
+    a.act = answer_and_fail
+    assert await fleet.stream(2) == ["a bug"] * 2
+
+
 async def test_garbage_for_a_hand_back_ends_the_request(fleet: Fleet) -> None:
     a = await fleet.join("a")
     b = await fleet.join("b", load=7)

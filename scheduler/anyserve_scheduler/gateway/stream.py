@@ -74,13 +74,15 @@ class ForwardedStream:
     def ended(self, request: _Request) -> None:
         """A request has all its answers; those that were behind it have their turn."""
         if request.in_order:
-            while self._in_order and self._in_order[0].complete:
-                first = self._in_order.popleft()
-                self.emit(first.answers)
-                self._running.discard(first)
+            self._answer_in_order()
         else:
             self._running.discard(request)
         self._progress.wake()
+
+    def leave(self, request: _Request) -> None:
+        """A request has more than one answer; those behind it have their turn."""
+        self._in_order.remove(request)
+        self._answer_in_order()
 
     def ends_with(self, error: AnyServeError) -> bool:
         """Whether the whole call ends by what a request ended with, and its status says so."""
@@ -99,6 +101,12 @@ class ForwardedStream:
             self._in_order.append(request)
         if self._outbox.behind:
             request.hold(True)
+
+    def _answer_in_order(self) -> None:
+        while self._in_order and self._in_order[0].complete:
+            first = self._in_order.popleft()
+            self.emit(first.answers)
+            self._running.discard(first)
 
     def _sent(self) -> None:
         """Nothing is left to be sent, which matters at the end, and where there was no room."""
@@ -160,8 +168,13 @@ class _Request:
         """See `Client`."""
         if self.in_order:
             self.answers += messages
-        else:
-            self._stream.emit(messages)
+            if len(self.answers) == 1:
+                return
+            # It has been sent on, to one that answers more often.
+            self.in_order = False
+            messages, self.answers = self.answers, []
+            self._stream.leave(self)
+        self._stream.emit(messages)
 
     def on_end(self, error: AnyServeError | None) -> None:
         """See `Client`."""
@@ -172,5 +185,9 @@ class _Request:
         if error is not None:
             if self._stream.ends_with(error):
                 return
-            self.on_messages([stream_error(error, self._identity)])
+            message = stream_error(error, self._identity)
+            if self.in_order:
+                self.answers = [message]
+            else:
+                self._stream.emit([message])
         self._stream.ended(self)
