@@ -100,6 +100,14 @@ class Handback:
             for key, value in metadata
         )
 
+    def channel_for(self, metadata: RequestMetadata) -> Caller | None:
+        """The channel to the scheduler for what a client can't be told here; None without one.
+
+        Not for what the scheduler asks itself, which would come back.
+        """
+        link = self._link()
+        return None if link is None or self.trusts(metadata) else link.channel
+
     def need(self, metadata: RequestMetadata) -> Capability | None:
         """What the scheduler says that a request needs; None where the request says so itself."""
         for key, value in metadata:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anyserve_protos.infer_wire import InferRequestHead
@@ -13,9 +13,8 @@ from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
 from anyserve.replica.inference import Inference
+from anyserve.replica.service import Ask
 from anyserve.traces import at_door
-
-Method = Callable[[Any], Awaitable[Any]]
 
 
 class ReplicaBackend:
@@ -25,13 +24,13 @@ class ReplicaBackend:
         self,
         dispatcher: Dispatcher,
         inference: Inference,
-        methods: Mapping[str, Method],
+        ask: Ask,
         is_ready: Callable[[], bool],
     ) -> None:
-        """methods: those of the inference service that have one request and one reply, by name."""
+        """ask: calls methods of the inference service that have one request and one reply."""
         self.dispatcher = dispatcher
         self.inference = inference
-        self._methods = methods
+        self._ask = ask
         self._is_ready = is_ready
 
     def offers(self) -> Sequence[Offered]:
@@ -64,7 +63,7 @@ class ReplicaBackend:
 
     async def call(self, method: str, message: Any) -> Any:
         """See `Backend`."""
-        return await self._methods[method](message)
+        return await self._ask(method, message, ())
 
 
 class HttpInference(AnywhereRequest):

@@ -248,7 +248,7 @@ class Replica:
 
         assert self._config.http is not None
         backend = ReplicaBackend(
-            self.dispatcher, self._inference, self._service.methods(), self._is_ready
+            self.dispatcher, self._inference, self._service.ask, self._is_ready
         )
         self._http = http_server(self._config.http, backend)
         return self._http

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from anyserve_actors import Address
@@ -11,10 +12,19 @@ from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
 from anyserve.capability import Capability, check_name
-from anyserve.errors import AnyServeError, InvalidArgument, NotFound, Unimplemented
+from anyserve.errors import (
+    AnyServeError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+    elsewhere,
+)
 from anyserve.objects.regions import Regions
+from anyserve.replica.asking import ask_fleet
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Reply
+from anyserve.replica.handback import RequestMetadata
 from anyserve.replica.inference import Inference, scan
 from anyserve.replica.memory_service import SharedMemoryService
 from anyserve.replica.metadata import model_config, model_metadata, model_statistics
@@ -39,6 +49,8 @@ EXTENSIONS = (
 MEMORY_EXTENSION = "system_shared_memory"
 
 Method = Callable[[Any], Awaitable[Any]]
+Ask = Callable[[str, Any, RequestMetadata], Awaitable[Any]]
+"""Calls a method by its name, with its request and the metadata of the call."""
 
 
 class InferenceService:
@@ -67,9 +79,10 @@ class InferenceService:
         self._repository = repository
         self._is_ready = is_ready
         self._settings = Settings()
+        self._methods = self._by_name()
 
-    def methods(self) -> Mapping[str, Method]:
-        """Those of one request and one reply, but for ModelInfer, by name."""
+    def _by_name(self) -> Mapping[str, Method]:
+        """The methods of one request and one reply, but for ModelInfer."""
         memory, settings = self._memory, self._settings
         return {
             "ServerLive": self.live,
@@ -94,7 +107,27 @@ class InferenceService:
 
     def __mapping__(self) -> Mapping[str, Handler]:
         """The methods, in the form of grpclib services; ModelInfer's messages stay bytes."""
-        return kserve_mapping(self.methods(), self.infer, self.stream_infer)
+        return kserve_mapping(self._methods, self.ask, self.infer, self.stream_infer)
+
+    async def ask(self, name: str, request: Any, metadata: RequestMetadata = ()) -> Any:
+        """Call a method of one request and one reply, with the metadata of the call.
+
+        What is asked of a model that is not here is asked of the fleet. Waits and raises as the
+        method does, and as `ask_fleet`.
+        """
+        try:
+            return await self._methods[name](request)
+        except AnyServeError as error:
+            refused = error
+        path, reply_type = f"/{SERVICE}/{name}", getattr(pb, f"{name}Response")
+        try:
+            return await ask_fleet(
+                self._inference.handback, path, request, reply_type, refused, metadata
+            )
+        except (NotFound, Unavailable):
+            if name == "ModelReady":
+                return pb.ModelReadyResponse(ready=False)
+            raise
 
     # Inference.
 
@@ -139,11 +172,9 @@ class InferenceService:
         )
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        try:
-            pool = self._loaded(request.name, request.version)
-        except NotFound:
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=pool.serving)
+        """Raises `NotFound` or `Unavailable` where it is not: it may be elsewhere."""
+        self._loaded(request.name, request.version).check_serving()
+        return pb.ModelReadyResponse(ready=True)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         return model_metadata(self._offered(request.name, request.version).offer)
@@ -159,7 +190,7 @@ class InferenceService:
             try:
                 pools = [self._loaded(request.name, request.version)]
             except NotFound as error:
-                raise InvalidArgument(error.message) from None
+                raise elsewhere(InvalidArgument(error.message)) from None
         else:
             pools = [pool for pool in self._dispatcher.pools if pool.state is State.READY]
         return pb.ModelStatisticsResponse(model_stats=[model_statistics(pool) for pool in pools])
@@ -224,25 +255,28 @@ def model_name(request: Any) -> str:
 
 
 def kserve_mapping(
-    simple: Mapping[str, Method],
+    names: Iterable[str],
+    ask: Ask,
     infer: Callable[[UnaryCall, bytes], None],
     stream_infer: Callable[[ServerStream], Awaitable[None]],
 ) -> Mapping[str, Handler]:
     """The methods of the service by their paths, in the form of grpclib services.
 
-    simple: those of one request and one reply, by name. The messages of the others stay bytes.
+    names: of those of one request and one reply, which `ask` calls. The messages of the others stay
+    bytes.
     """
-    methods = {name: _unary(name, method) for name, method in simple.items()}
+    methods = {name: _unary(name, partial(ask, name)) for name in names}
     methods["ModelInfer"] = Handler(Callback(infer), Cardinality.UNARY_UNARY, bytes, bytes)
     methods["ModelStreamInfer"] = Handler(stream_infer, Cardinality.STREAM_STREAM, bytes, bytes)
     return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
 
-def _unary(name: str, method: Method) -> Handler:
+def _unary(name: str, ask: Callable[[Any, RequestMetadata], Awaitable[Any]]) -> Handler:
     """A method of one request and one reply, whose types are called after it."""
 
     async def handle(stream: ServerStream) -> None:
-        await stream.send_message(await method(await stream.recv_message()))
+        request = await stream.recv_message()
+        await stream.send_message(await ask(request, stream.metadata.items()))
 
     request_type = getattr(pb, f"{name}Request")
     reply_type = getattr(pb, f"{name}Response")

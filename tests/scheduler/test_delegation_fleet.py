@@ -339,6 +339,22 @@ async def test_a_version_that_none_can_have_is_no_reason_to_ask_others(fleet: Fl
     assert fleet.delegations("a") == 0
 
 
+async def test_a_replica_that_the_scheduler_asks_answers_for_itself_alone(fleet: Fleet) -> None:
+    a = await fleet.start("a", "--app", "variants:first", "--in-process")
+    await fleet.start("b", "--app", "variants:second", "--in-process")
+    link = fleet.scheduler.links.get("a")
+    assert link is not None
+    asked = pb.ModelMetadataRequest(name="right")
+    path = SERVICE + "ModelMetadata"
+    async with open_channel(a.live.address) as channel:
+        for forged in ({}, {"anyserve-link-token-bin": b"t" * 32}):
+            reply = await channel.unary(path, asked, pb.ModelMetadataResponse, metadata=forged)
+            assert reply.name == "right"
+        proof = {"anyserve-link-token-bin": link.token}
+        with pytest.raises(NotFound, match="there is: item, left, say"):
+            await channel.unary(path, asked, pb.ModelMetadataResponse, metadata=proof)
+
+
 async def test_a_request_that_is_served_by_what_answers_more_often_loses_no_answer(
     fleet: Fleet,
 ) -> None:

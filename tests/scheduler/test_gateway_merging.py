@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from anyserve_protos import inference as pb
-from anyserve_scheduler.gateway.merging import merged_index, merged_statistics
+from anyserve_scheduler.gateway.merging import merged_index, merged_statistics, order_failure
 from hypothesis import given
 from hypothesis import strategies as st
+
+from anyserve.errors import AnyServeError, Internal, NotFound
 
 Model = pb.RepositoryIndexResponseModelIndex
 STATES = ("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
@@ -65,3 +67,21 @@ def test_counts_and_times_are_summed_and_the_last_inference_is_the_latest(
 def _success(statistics: pb.ModelStatistics) -> int:
     stats = statistics.inference_stats
     return stats.success.ns if stats is not None and stats.success is not None else 0
+
+
+def test_an_order_that_some_have_not_carried_out_names_them_and_the_others() -> None:
+    failed: dict[str, AnyServeError] = {"b": Internal("no memory")}
+    error = order_failure(failed, ["a", "c"], "loaded")
+    assert (type(error), error.message) == (Internal, "replica b: no memory; loaded on a, c")
+    error = order_failure({"a": NotFound("gone"), "b": NotFound("gone too")}, [], "loaded")
+    assert (type(error), error.message) == (NotFound, "replica a: gone; replica b: gone too")
+    error = order_failure({"a": NotFound("gone"), "b": Internal("no memory")}, [], "loaded")
+    assert type(error) is Internal
+
+
+def test_an_order_that_many_have_not_carried_out_is_told_in_bounded_length() -> None:
+    ids = [f"replica-{number}" for number in range(1000)]
+    failed: dict[str, AnyServeError] = dict.fromkeys(ids, Internal("no memory"))
+    message = order_failure(failed, ids, "unloaded").message
+    assert message.count("no memory") == 8
+    assert message.count("992 more") == 2

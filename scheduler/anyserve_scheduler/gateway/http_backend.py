@@ -24,7 +24,7 @@ class GatewayBackend:
 
     def __init__(self, ways: Ways, service: GatewayService) -> None:
         self.ways = ways
-        self._methods = service.methods()
+        self._service = service
 
     def offers(self) -> Sequence[Offered]:
         """See `Backend`; what is loaded when it is wanted is served too."""
@@ -61,7 +61,7 @@ class GatewayBackend:
 
     async def call(self, method: str, message: Any) -> Any:
         """See `Backend`."""
-        return await self._methods[method](message)
+        return await self._service.ask(method, message)
 
 
 class ForwardedInference:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from anyserve_protos import inference as pb
 
+from anyserve.errors import AnyServeError, Status, from_status
+
 _STATES = ("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
 """Of a model in the repository index; the first that it has on some replica counts."""
+_NAMED = 8
+"""Replicas that an error names, of those that have failed and of the others."""
 _DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -67,3 +71,24 @@ def _sum_durations(
     return pb.StatisticDuration(
         count=sum(each.count for each in known), ns=sum(each.ns for each in known)
     )
+
+
+def order_failure(
+    failed: Mapping[str, AnyServeError], others: Sequence[str], done: str
+) -> AnyServeError:
+    """What a client hears of an order that some replicas have not carried out.
+
+    failed: what they said, by their ids. others: those that have `done` it, which is a word. The
+    status is that of all who failed, or INTERNAL where they differ.
+    """
+    statuses = {error.status for error in failed.values()}
+    status = statuses.pop() if len(statuses) == 1 else Status.INTERNAL
+    words = [f"replica {id}: {error.message}" for id, error in failed.items()]
+    text = "; ".join([*words[:_NAMED], *_rest(words)])
+    if others:
+        text += f"; {done} on {', '.join([*others[:_NAMED], *_rest(others)])}"
+    return from_status(status, text)
+
+
+def _rest(all: Sequence[str]) -> list[str]:
+    return [f"{len(all) - _NAMED} more"] if len(all) > _NAMED else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import trio
@@ -12,17 +14,18 @@ from anyserve_protos import inference as pb
 from grpclib.const import Handler
 
 from anyserve import __version__
-from anyserve.capability import Capability
+from anyserve.capability import Capability, Power, least, power
 from anyserve.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from anyserve.replica.handback import RequestMetadata
 from anyserve.replica.service import EXTENSIONS, kserve_mapping, model_name
 from anyserve.replica.settings import Settings
 from anyserve.transport.callback import UnaryCall
 from anyserve.transport.rpc import ServerStream
 from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.fleet import ReplicaState, ReplicaView
-from anyserve_scheduler.gateway.asking import Said, ask, ask_all
+from anyserve_scheduler.gateway.asking import Questions, Said
 from anyserve_scheduler.gateway.forwarding import Ways
-from anyserve_scheduler.gateway.merging import merged_index, merged_statistics
+from anyserve_scheduler.gateway.merging import merged_index, merged_statistics, order_failure
 from anyserve_scheduler.gateway.stream import ForwardedStream
 from anyserve_scheduler.gateway.unary import ForwardedUnary
 from anyserve_scheduler.routing import Hints, NoRoute
@@ -46,11 +49,12 @@ class GatewayService:
     def __init__(self, ways: Ways, channels: Channels) -> None:
         """channels: to the replicas, for what is not passed on but asked."""
         self._ways = ways
-        self._channels = channels
+        self._questions = Questions(channels, ways.links)
         self._settings = Settings()
+        self._methods = self._by_name()
 
-    def methods(self) -> Mapping[str, Method]:
-        """Those of one request and one reply, but for ModelInfer, by name."""
+    def _by_name(self) -> Mapping[str, Method]:
+        """The methods of one request and one reply, but for ModelInfer."""
         return {
             "ServerLive": self.live,
             "ServerReady": self.ready,
@@ -74,7 +78,11 @@ class GatewayService:
 
     def __mapping__(self) -> Mapping[str, Handler]:
         """The methods, in the form of grpclib services; inference passes as bytes."""
-        return kserve_mapping(self.methods(), self.infer, self.stream_infer)
+        return kserve_mapping(self._methods, self.ask, self.infer, self.stream_infer)
+
+    async def ask(self, name: str, request: Any, metadata: RequestMetadata = ()) -> Any:
+        """Call a method of one request and one reply; waits and raises as that does."""
+        return await self._methods[name](request)
 
     # Inference.
 
@@ -144,17 +152,17 @@ class GatewayService:
         return merged_index(indexes, ready=request.ready)
 
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Load on all replicas that can."""
+        """Load on all replicas that know the model."""
         name = model_name(request)
-        await self._order(name, "RepositoryModelLoad", request, pb.RepositoryModelLoadResponse)
+        await self._order("Load", name, request)
         return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
 
     async def unload(
         self, request: pb.RepositoryModelUnloadRequest
     ) -> pb.RepositoryModelUnloadResponse:
-        """Unload on all replicas that have it."""
+        """Unload on all replicas that know it."""
         name = model_name(request)
-        await self._order(name, "RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)
+        await self._order("Unload", name, request)
         return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
     # Shared memory, which ends where the machine does.
@@ -188,38 +196,37 @@ class GatewayService:
         return list(self._ways.registry.fleet().replicas.values())
 
     def _serving(self, need: Capability) -> list[ReplicaView]:
-        """The replicas that serve what is needed."""
-        return [
-            view
-            for view in self._ways.registry.fleet().offering(need.name)
-            if any(
-                not offer.loadable and offer.capability.satisfies(need)
-                for offer in view.offers.values()
-            )
-        ]
+        """The replicas that serve what is needed, the least powerful first, of these live ones."""
+        found: list[tuple[Power, bool, str, ReplicaView]] = []
+        for view in self._ways.registry.fleet().offering(need.name):
+            offered = [offer.capability for offer in view.offers.values() if not offer.loadable]
+            offer = least(need, offered)
+            if offer is not None:
+                found.append((power(offer), view.state is not ReplicaState.LIVE, view.id, view))
+        return [view for *_, view in sorted(found, key=itemgetter(0, 1, 2))]
 
     async def _ask_one(self, request: Any, method: str, reply_type: type[Reply]) -> Reply:
-        """What a replica says that a request for the model would go to."""
+        """What a replica says that serves the model, whatever its load.
+
+        Raises why there is none, and what the last one said where none knows the answer.
+        """
         need = _need(request)
-        ways = self._ways
-        excluded: dict[str, str] = {}
-        while True:
-            decision = ways.router.choose(need, Hints(excluded=excluded), trio.current_time())
-            if isinstance(decision, NoRoute):
-                raise decision.error()
-            view = ways.registry.fleet().replicas[decision.replica]
-            try:
-                return await ask(self._channels, view, method, request, reply_type)
-            except Unavailable as error:
-                excluded[view.id] = error.message
-                if len(excluded) == _ATTEMPTS:
-                    raise
+        views = self._serving(need)
+        if not views:
+            none = self._ways.router.choose(need, Hints(), trio.current_time())
+            assert isinstance(none, NoRoute)
+            raise none.error()
+        *first, last = views[:_ATTEMPTS]
+        for view in first:
+            with suppress(NotFound, Unavailable):  # it has just gone, or has unloaded it
+                return await self._questions.ask(view, method, request, reply_type)
+        return await self._questions.ask(last, method, request, reply_type)
 
     async def _ask_all(
         self, views: list[ReplicaView], method: str, request: Any, reply_type: type[Reply]
     ) -> list[Said[Reply]]:
         """What all of these say; raises `Unavailable` where none of them answers."""
-        said = await ask_all(self._channels, views, method, request, reply_type)
+        said = await self._questions.ask_all(views, method, request, reply_type)
         silent = [each for each in said if isinstance(each.error, Unavailable)]
         for each in silent:
             _log.warning("%s: replica %s: %s", method, each.replica, each.error)
@@ -227,19 +234,43 @@ class GatewayService:
             raise Unavailable(f"no replica answers; {silent[0].replica}: {silent[0].error}")
         return said
 
-    async def _order(self, name: str, method: str, request: Any, reply_type: type[Any]) -> None:
+    async def _order(self, verb: str, name: str, request: Any) -> None:
         """Have all replicas do it that know the model; raises what goes wrong at any of them.
 
-        It takes as long as it takes: the caller's deadline bounds it.
+        verb: "Load" or "Unload". It takes as long as it takes: the caller's deadline bounds it.
         """
-        views = self._replicas()
-        said = await ask_all(self._channels, views, method, request, reply_type, math.inf)
-        known = [each for each in said if not isinstance(each.error, NotFound)]
+        views = await self._knowing(name)
+        method = f"RepositoryModel{verb}"
+        reply_type = getattr(pb, f"{method}Response")
+        said = await self._questions.ask_all(views, method, request, reply_type, math.inf)
+        failed = {each.replica: each.error for each in said if each.error is not None}
+        if failed:
+            others = [each.replica for each in said if each.error is None]
+            raise order_failure(failed, others, f"{verb.lower()}ed")
+
+    async def _knowing(self, name: str) -> list[ReplicaView]:
+        """The replicas that offer a model, could load it, or list it, but for those that drain.
+
+        Raises `NotFound` where none does, and `Unavailable` where some have not said.
+        """
+        views = [view for view in self._replicas() if view.state is not ReplicaState.DRAINING]
+        known = [view for view in views if name in view.offers]
+        others = {view.id: view for view in views if name not in view.offers}
+        asked = pb.RepositoryIndexRequest()
+        said = await self._questions.ask_all(
+            others.values(), "RepositoryIndex", asked, pb.RepositoryIndexResponse
+        )
+        known += [
+            others[each.replica]
+            for each in said
+            if each.reply is not None and any(model.name == name for model in each.reply.models)
+        ]
         if not known:
+            for each in said:
+                if each.error is not None:
+                    raise Unavailable(f"no replica that answers has {name!r}: {each.error.message}")
             raise NotFound(f"no replica of the fleet has {name!r}")
-        for each in known:
-            if each.error is not None:
-                raise type(each.error)(f"replica {each.replica}: {each.error.message}")
+        return known
 
 
 def _need(request: Any) -> Capability:
