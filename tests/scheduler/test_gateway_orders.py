@@ -169,6 +169,13 @@ async def test_what_a_model_takes_is_told_however_busy_it_is(fleet: Fleet) -> No
     assert (await fleet.metadata(name="decode")).platform == "full"
 
 
+async def test_what_a_model_takes_is_told_before_it_is_loaded(fleet: Fleet) -> None:
+    await fleet.join(Fake("could"), offer("decode.heavy", loadable=True))
+    assert (await fleet.metadata(name="decode")).platform == "could"
+    await fleet.join(Fake("has"), offer("decode.heavy.more"))
+    assert (await fleet.metadata(name="decode")).platform == "has"
+
+
 async def test_a_question_goes_to_the_least_powerful_in_the_version_that_is_asked_for(
     fleet: Fleet,
 ) -> None:

@@ -195,23 +195,27 @@ class GatewayService:
     def _replicas(self) -> list[ReplicaView]:
         return list(self._ways.registry.fleet().replicas.values())
 
-    def _serving(self, need: Capability) -> list[ReplicaView]:
-        """The replicas that serve what is needed, the least powerful first, of these live ones."""
+    def _serving(self, need: Capability, *, loadable: bool = False) -> list[ReplicaView]:
+        """The replicas that serve what is needed, the least powerful first, of these live ones.
+
+        loadable: instead, those that could load it.
+        """
+        fleet = self._ways.registry.fleet()
         found: list[tuple[Power, bool, str, ReplicaView]] = []
-        for view in self._ways.registry.fleet().offering(need.name):
-            offered = [offer.capability for offer in view.offers.values() if not offer.loadable]
-            offer = least(need, offered)
+        for view in fleet.loadable(need.name) if loadable else fleet.offering(need.name):
+            offers = [each for each in view.offers.values() if each.loadable is loadable]
+            offer = least(need, [each.capability for each in offers])
             if offer is not None:
                 found.append((power(offer), view.state is not ReplicaState.LIVE, view.id, view))
         return [view for *_, view in sorted(found, key=itemgetter(0, 1, 2))]
 
     async def _ask_one(self, request: Any, method: str, reply_type: type[Reply]) -> Reply:
-        """What a replica says that serves the model, whatever its load.
+        """What a replica says that serves the model, whatever its load, or else could load it.
 
         Raises why there is none, and what the last one said where none knows the answer.
         """
         need = _need(request)
-        views = self._serving(need)
+        views = self._serving(need) or self._serving(need, loadable=True)
         if not views:
             none = self._ways.router.choose(need, Hints(), trio.current_time())
             assert isinstance(none, NoRoute)
