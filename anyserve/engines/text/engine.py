@@ -97,6 +97,8 @@ class TextEngine(Engine):
     """One token a native slot: what waits natively for a slot can't be cancelled."""
     _gate: PromptGate = attrs.field(factory=PromptGate)
     _bell: Bell = attrs.field(factory=Bell)
+    _texts: int = 0
+    """That are being generated, or wait to be."""
     _closing: bool = False
 
     @classmethod
@@ -144,12 +146,12 @@ class TextEngine(Engine):
                 nursery.cancel_scope.cancel()
 
     def load(self) -> EngineLoad:
-        """Texts that have a slot, and those that wait for one."""
-        slots = self._slots.statistics()
+        """Texts that have a slot, and those that wait for one or for their turn."""
+        running = self._slots.borrowed_tokens
         return EngineLoad(
-            running=slots.borrowed_tokens,
-            waiting=slots.tasks_waiting,
-            free_slots=self.settings.slots - slots.borrowed_tokens,
+            running=running,
+            waiting=max(0, self._texts - running),  # one given up keeps its slot a moment longer
+            free_slots=self.settings.slots - running,
         )
 
     async def generate(
@@ -180,6 +182,7 @@ class TextEngine(Engine):
             Handover(self._bell, AHEAD),
             self._gate,
         )
+        self._texts += 1
         # The engine's nursery owns the thread, so that leaving here never waits for it.
         self._nursery.start_soon(self._serve, generation, name="text generation")
         pieces: list[str] = []
@@ -192,6 +195,7 @@ class TextEngine(Engine):
                 finished = delta.finish_reason is not None
                 yield delta
         finally:
+            self._texts -= 1
             generation.scope.cancel()
         if not finished:
             raise Unavailable("the text engine is closing")

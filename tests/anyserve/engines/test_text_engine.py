@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from anyserve.engines.interface import Delta
+from anyserve.engines.interface import Delta, EngineLoad
 from anyserve.engines.prompts import Chat, Message, Prompt
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.text import TextEngine, TextSettings
@@ -275,3 +275,20 @@ async def test_closing_the_engine_ends_a_text_that_waits_for_its_reader(
         assert engine.load().running == 1
     with pytest.raises(Unavailable, match="closing"):
         _ = [delta async for delta in slow]
+
+
+async def test_a_storm_of_texts_that_are_all_given_up_leaves_every_slot_free(
+    native: NativeServer,
+) -> None:
+    async with TextEngine.serving(native, TextSettings()) as engine:
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(read_all, engine, f"{number} {LONG if number % 2 else PARIS}")
+            await until_begun(engine)
+            await trio.sleep(0.3)  # some compute, the others wait for their turn
+            load = engine.load()
+            assert load.running + load.waiting == 200
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(PROMPTLY):
+            assert "Paris" in await text(engine, PARIS, max_tokens=3)
+        assert engine.load() == EngineLoad(running=0, waiting=0, free_slots=8)
