@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from anyserve_protos import inference as pb
 from anyserve_protos.infer_wire import join_request
+from anyserve_protos.wire import Buffer
 
 from anyserve import parameters, tensors
 from anyserve.capability import Attribute
@@ -19,16 +20,26 @@ def encode_request(
     request_id: str = "",
 ) -> bytes:
     """A ModelInferRequest; `inputs` are as a `Response` takes outputs, `values` its parameters."""
+    return join_request(*request_parts(capability, inputs, values, request_id))
+
+
+def request_parts(
+    capability: str,
+    inputs: Mapping[str, OutputValue],
+    values: Mapping[str, Attribute],
+    request_id: str = "",
+) -> tuple[bytes, list[Buffer]]:
+    """The same without its raw contents, and those, as they lie in the inputs where they can."""
     request = pb.ModelInferRequest(model_name=capability, id=request_id)
     request.parameters = parameters.encode_all(values)
-    raw = []
+    raw: list[Buffer] = []
     for name, value in inputs.items():
         datatype, shape, buffer = tensors.encode_raw(tensors.as_array(value))
         request.inputs.append(
             pb.ModelInferRequestInferInputTensor(name=name, datatype=datatype, shape=list(shape))
         )
         raw.append(buffer)
-    return join_request(bytes(request), raw)
+    return bytes(request), raw
 
 
 def decode_response(response: pb.ModelInferResponse) -> Result:

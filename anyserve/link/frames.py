@@ -28,6 +28,7 @@ _COUNT = struct.Struct("<H")
 _PART = struct.Struct("<HQQ")
 _REQUEST = struct.Struct("<dHHI")
 _ERROR = struct.Struct("<H")
+_CALL = struct.Struct("<I?")
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 
@@ -69,6 +70,8 @@ class Kind(enum.IntEnum):
     CALL_END = 23  # replica: there are no more
     CALL_ERROR = 24  # replica: what was called has failed
     TOKENS = 25  # worker: a response has so many tokens more than one
+    CALLED_PARTS = 26  # replica: what is called has answered, in parts, some of them lent
+    CALL_TAKEN = 27  # worker: the oldest such answer has been copied
 
 
 @attrs.define  # frozen costs more to make, and each message makes some
@@ -193,8 +196,33 @@ def error_of(body: Buffer) -> AnyServeError:
     return from_status(status, bytes(body[_ERROR.size :]).decode(errors="replace"))
 
 
+def encode_call(call: int, number: int, once: bool, parts: Sequence[Part]) -> list[Buffer]:
+    """A CALL frame: `number` among all that the handler of `call` calls.
+
+    once: whether one response is wanted. parts: as those of a REQUEST.
+    """
+    return _with_parts(Kind.CALL, call, _CALL.pack(number, once), parts)
+
+
+def decode_call(frame: Frame) -> tuple[int, bool, list[Part]]:
+    """The number, whether one response is wanted, and the parts."""
+    number, once = _CALL.unpack_from(frame.body)
+    return number, once, _decode_parts(frame.body, _CALL.size)
+
+
+def encode_called_parts(call: int, number: int, parts: Sequence[Part]) -> list[Buffer]:
+    """A CALLED_PARTS frame: a ModelInferResponse in pieces."""
+    return _with_parts(Kind.CALLED_PARTS, call, _U32.pack(number), parts)
+
+
+def decode_called_parts(frame: Frame) -> tuple[int, list[Part]]:
+    """The number, and the parts."""
+    number: int = _U32.unpack_from(frame.body)[0]
+    return number, _decode_parts(frame.body, _U32.size)
+
+
 def encode_called(kind: Kind, call: int, number: int, body: Buffer = b"") -> bytes:
-    """A frame of what a handler calls: `number` among all that the handler of `call` does."""
+    """Another frame of what a handler calls."""
     return encode(kind, call, _U32.pack(number) + body)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import attrs
 from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.errors import AnyServeError, Unimplemented
-from anyserve.link.frames import INITIAL_CREDIT, Buffer
+from anyserve.link.frames import INITIAL_CREDIT
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Answered, Call, Reply
+from anyserve.replica.exchange import Call, Reply
 from anyserve.replica.execution import Execution
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER, Handback, Relay
 from anyserve.replica.inference import scan
@@ -22,7 +23,7 @@ from anyserve.transport.rpc import Metadata
 class AnywhereRequest(ABC):
     """A `Consumer` here, and `Answers` of the scheduler elsewhere.
 
-    It ends once: by `on_end` of whoever asked, or by `cancel`.
+    It ends once: by `finish`, or by `cancel`.
     """
 
     _execution: Execution | None = None
@@ -36,7 +37,6 @@ class AnywhereRequest(ABC):
         self,
         dispatcher: Dispatcher,
         handback: Handback | None,
-        answered: Answered,
         *,
         once: bool,
         metadata: Mapping[str, str],
@@ -52,7 +52,6 @@ class AnywhereRequest(ABC):
         """
         self._dispatcher = dispatcher
         self._handback = handback
-        self._answered = answered
         self._once = once
         self._metadata = metadata
         self._deadline = deadline
@@ -63,10 +62,23 @@ class AnywhereRequest(ABC):
     def accept(self, head: InferRequestHead) -> Call:
         """Match it to a capability; raises why it can't be served here."""
 
-    def begin(self, body: bytes) -> None:
-        """Run a ModelInferRequest; what is wrong with it is told as its end."""
+    @abstractmethod
+    def respond(self, reply: Reply) -> None:
+        """Give whoever asked a response, whose buffers are theirs to release."""
+
+    @abstractmethod
+    def finish(self, error: AnyServeError | None) -> None:
+        """Tell whoever asked that there are no more."""
+
+    def begin(self, body: bytes, raw: Sequence[memoryview] = ()) -> None:
+        """Run a ModelInferRequest; what is wrong with it is told as its end.
+
+        raw: its raw contents, where they are not in `body`.
+        """
         try:
             self._head = scan(body)
+            if raw:
+                self._head = attrs.evolve(self._head, raw=raw)
             call = self.accept(self._head)
             self._execution = Execution(self._dispatcher, call, self, self._name)
             self._execution.start()
@@ -90,9 +102,14 @@ class AnywhereRequest(ABC):
 
     def on_reply(self, reply: Reply) -> None:
         """See `Consumer`."""
-        message = b"".join(reply.pieces)
-        reply.release()
-        self.deliver(message)
+        self._responses += 1
+        if self._once and self._responses > 1:
+            reply.release()
+            self._stop()
+            self._end(Unimplemented("what was called answers more than once: use stream"))
+            return
+        self._unread += 1
+        self.respond(reply)
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """See `Answers`."""
@@ -104,7 +121,7 @@ class AnywhereRequest(ABC):
                 self._stop()
                 self._end(response)
             else:
-                self.deliver(response)
+                self.on_reply(Reply((response,)))
         if not self._over and self._unread >= INITIAL_CREDIT:
             assert self._relay is not None
             self._relay.call.hold()
@@ -117,16 +134,6 @@ class AnywhereRequest(ABC):
             self._end(Unimplemented("what was called gave no answer: use stream"))
         else:
             self._end(error)
-
-    def deliver(self, message: Buffer) -> None:
-        """A response has come."""
-        self._responses += 1
-        if self._once and self._responses > 1:
-            self._stop()
-            self._end(Unimplemented("what was called answers more than once: use stream"))
-            return
-        self._unread += 1
-        self._answered.on_response(message)
 
     def _refused(self, error: AnyServeError) -> None:
         """It is not served here: the scheduler may know who does."""
@@ -151,7 +158,7 @@ class AnywhereRequest(ABC):
     def _end(self, error: AnyServeError | None) -> None:
         if not self._over:
             self._close()
-            self._answered.on_end(error)
+            self.finish(error)
 
     def _close(self) -> None:
         """It ends now, and does so once."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.capability import need_of
-from anyserve.errors import FailedPrecondition, ResourceExhausted
+from anyserve.errors import AnyServeError, FailedPrecondition, ResourceExhausted
 from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Answered, Call, Called
+from anyserve.replica.exchange import Answered, Asked, Call, Called, Reply
 from anyserve.replica.handback import Handback
 from anyserve.replica.sequences import sequence_of
 from anyserve.traces import Trace, at_door
@@ -28,36 +28,36 @@ class HandlerRequests:
         self.dispatcher = dispatcher
         self.handback = handback
 
-    def request(self, parent: Call, body: bytes, once: bool, answered: Answered) -> Called:
+    def request(self, parent: Call, asked: Asked, answered: Answered) -> Called:
         """See `Calls`."""
-        return CalledRequest(self, parent, body, once, answered)
+        return CalledRequest(self, parent, asked, answered)
 
 
 class CalledRequest(AnywhereRequest):
     """One request of a handler. It has the deadline of the caller's own request."""
 
     def __init__(
-        self, calls: HandlerRequests, parent: Call, body: bytes, once: bool, answered: Answered
+        self, calls: HandlerRequests, parent: Call, asked: Asked, answered: Answered
     ) -> None:
-        """parent: the request whose handler calls. once: whether one response is wanted."""
+        """parent: the request whose handler calls."""
         trace = at_door(()) if parent.trace is None else parent.trace.child()
         super().__init__(
             calls.dispatcher,
             calls.handback,
-            answered,
-            once=once,
+            once=asked.once,
             metadata=_metadata(parent, trace),
             deadline=parent.deadline,
             trace=trace,
             name="call",
         )
         self._parent = parent
-        self._body = body
+        self._asked = asked
+        self._answered = answered
 
     def start(self) -> None:
         """Begin it; what is wrong with it is told as its end."""
         self._parent.open_calls += 1
-        self.begin(self._body)
+        self.begin(self._asked.head, self._asked.raw)
 
     def accept(self, head: InferRequestHead) -> Call:
         """See `AnywhereRequest`."""
@@ -82,7 +82,16 @@ class CalledRequest(AnywhereRequest):
             metadata=self._metadata,
             sequence=sequence_of(head.parameters) if offer.sequence else None,
             trace=self._trace,
+            lent=self._asked.lent,
         )
+
+    def respond(self, reply: Reply) -> None:
+        """See `AnywhereRequest`."""
+        self._answered.on_reply(reply)
+
+    def finish(self, error: AnyServeError | None) -> None:
+        """See `AnywhereRequest`."""
+        self._answered.on_end(error)
 
     def _close(self) -> None:
         super()._close()

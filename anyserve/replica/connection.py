@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import attrs
@@ -16,11 +15,11 @@ from anyserve.link import frames
 from anyserve.link.channel import FrameChannel
 from anyserve.link.frames import Buffer, Frame, Kind, Part, RequestBody
 from anyserve.objects.arena import Arena, ArenaFull
-from anyserve.objects.leases import Block, LeaseSet
-from anyserve.objects.mapping import Reader
+from anyserve.objects.leases import Block, Lease, LeaseSet
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Call, Called, Exchange, Listener, Reply, WorkerLost
+from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
+from anyserve.replica.linked_calls import LinkedCalls, LinkEnd, lent_reply
 
 _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 """Replies taken before their credit is given back, in one frame."""
@@ -29,97 +28,57 @@ _CREDIT_BATCH = frames.INITIAL_CREDIT // 2
 class _LinkExchange(Exchange):
     """A call that runs in the worker."""
 
+    calls: LinkedCalls | None = None
+    """What its handler calls, once it does."""
+    leases: LeaseSet | None = None
+    """The blocks that the request is in, where it is in any."""
+    cancelled_at: float | None = None
+    _consumed = 0
+
     def __init__(
-        self,
-        listener: Listener,
-        channel: FrameChannel,
-        number: int,
-        capability: str,
-        call: Call,
-        dispatcher: Dispatcher,
+        self, listener: Listener, link: LinkEnd, number: int, capability: str, call: Call
     ) -> None:
         super().__init__(listener)
         self.capability = capability
-        self.leases: LeaseSet | None = None
-        """The blocks that the request is in, where it is in any."""
-        self.cancelled_at: float | None = None
-        self._channel = channel
+        self._link = link
         self._number = number
-        self._consumed = 0
         self._call = call
-        self._dispatcher = dispatcher
-        self._called: dict[int, _LinkedCall] = {}
-        """What its handler has called, by its number."""
 
     def on_called(self, frame: Frame) -> None:
         """The handler calls another capability, or says something of what it has called."""
-        number, body = frames.decode_called(frame)
-        called = self._called.get(number)
-        if frame.kind == Kind.CALL:
-            if self._closed:
-                return  # it is told that it was cancelled
-            called = _LinkedCall(self, number)
-            self._called[number] = called
-            called.start(self._dispatcher, self._call, body)
-        elif called is not None:
-            if frame.kind == Kind.CALL_CREDIT:
-                called.request.consumed(int.from_bytes(body, "little"))
-            else:
-                del self._called[number]
-                called.request.cancel()
+        if self.calls is None:
+            self.calls = LinkedCalls(self._link, self._number, self._call)
+        if frame.kind != Kind.CALL:
+            self.calls.on_frame(frame)
+        elif self._closed:
+            self.calls.refuse(frame)
+        else:
+            self.calls.begin(frame)
 
-    def tell_called(self, kind: Kind, number: int, body: Buffer = b"") -> None:
-        """Tell the handler of what it has called."""
-        if kind is not Kind.CALLED:
-            del self._called[number]
-        self._channel.send(frames.encode_called(kind, self._number, number, body))
+    def hold(self, lease: Lease) -> Block:
+        """Have the worker read what lies there, until its handler has ended."""
+        if self.leases is None:
+            self.leases = LeaseSet()
+        return self.leases.add(lease)
 
-    def cancel_called(self) -> None:
-        """Nobody waits for what the handler has called."""
-        while self._called:
-            self._called.popitem()[1].request.cancel()
-
-    def release_leases(self) -> None:
-        """The worker has no more use for the request's tensors."""
+    def let_go(self) -> None:
+        """The worker has no more use for the request's tensors, nor for what it has called."""
+        if self.calls is not None:
+            self.calls.close()
         if self.leases is not None:
             self.leases.release_all()
 
     def on_cancelled(self) -> None:
         self.cancelled_at = trio.current_time()
-        self.cancel_called()
-        self._channel.send(frames.encode(Kind.CANCEL, self._number))
+        if self.calls is not None:
+            self.calls.cancel()
+        self._link.channel.send(frames.encode(Kind.CANCEL, self._number))
 
     def consumed(self) -> None:
         self._consumed += 1
         if self._consumed == _CREDIT_BATCH and not self.ended:
-            self._channel.send(frames.encode_credit(self._number, self._consumed))
+            self._link.channel.send(frames.encode_credit(self._number, self._consumed))
             self._consumed = 0
-
-
-class _LinkedCall:
-    """What a handler in the worker has called."""
-
-    request: Called
-
-    def __init__(self, exchange: _LinkExchange, number: int) -> None:
-        self._exchange = exchange
-        self._number = number
-
-    def start(self, dispatcher: Dispatcher, parent: Call, body: memoryview) -> None:
-        """Begin it; the first byte says whether one response is wanted."""
-        self.request = dispatcher.calls.request(parent, bytes(body[1:]), bool(body[0]), self)
-        self.request.start()
-
-    def on_response(self, message: Buffer) -> None:
-        """See `Answered`."""
-        self._exchange.tell_called(Kind.CALLED, self._number, message)
-
-    def on_end(self, error: AnyServeError | None) -> None:
-        """See `Answered`."""
-        if error is None:
-            self._exchange.tell_called(Kind.CALL_END, self._number)
-        else:
-            self._exchange.tell_called(Kind.CALL_ERROR, self._number, frames.error_bytes(error))
 
 
 class Connection:
@@ -138,11 +97,9 @@ class Connection:
     ) -> None:
         """dispatcher: which runs what the handlers call."""
         self._name = name
-        self._dispatcher = dispatcher
-        self._channel = channel
+        self._link = LinkEnd(channel, dispatcher)
         self._offers = {offer.name: index for index, offer in enumerate(offers)}
         self._arena = arena
-        self._reader = Reader()
         self._open: dict[int, _LinkExchange] = {}
         self._calls = itertools.count(1)
         self._lost: str | None = None
@@ -170,24 +127,23 @@ class Connection:
             raise WorkerLost(self._lost)
         number = next(self._calls)
         name = offer.name
-        exchange = _LinkExchange(listener, self._channel, number, name, call, self._dispatcher)
+        exchange = _LinkExchange(listener, self._link, number, name, call)
         body = RequestBody(
             budget=math.inf if call.deadline == math.inf else call.deadline - trio.current_time(),
             offer=self._offers[name],
             request_id=call.request_id,
             extra=_extra(call),
-            parts=[
-                part if len(part) < frames.LEASE_THRESHOLD else self._place(part, exchange)
-                for part in (call.head, *call.raw)
-            ],
+            parts=self._passed_on(call, exchange)
+            if call.lent
+            else [self._part(part, exchange) for part in (call.head, *call.raw)],
         )
         try:
             frame = frames.encode_request(number, body)
         except ResourceExhausted:
-            exchange.release_leases()
+            exchange.let_go()
             raise
         self._open[number] = exchange
-        self._channel.send(frame)
+        self._link.channel.send(frame)
         return exchange
 
     def on_frame(self, frame: Frame) -> None:
@@ -203,7 +159,7 @@ class Connection:
             if exchange is not None:
                 exchange.deliver(Reply((frame.body,)))
         elif kind == Kind.PARTS:
-            reply = self._reply(frames.decode_parts(frame))
+            reply = lent_reply(self._link, frames.decode_parts(frame))
             if exchange is None:
                 reply.release()
             else:
@@ -216,7 +172,7 @@ class Connection:
             self._end(frame.call, error=frames.decode_error(frame))
         elif kind == Kind.TOKENS:
             exchange.on_tokens(frames.decode_tokens(frame))
-        elif kind in (Kind.CALL, Kind.CALL_CREDIT, Kind.CALL_CANCEL):
+        elif kind in (Kind.CALL, Kind.CALL_CREDIT, Kind.CALL_CANCEL, Kind.CALL_TAKEN):
             exchange.on_called(frame)
 
     def lost(self, reason: str) -> None:
@@ -224,30 +180,30 @@ class Connection:
         self._lost = reason
         for number in list(self._open):
             self._end(number, error=WorkerLost(reason))
-        self._reader.close()
+        self._link.reader.close()
 
     def _end(self, number: int, batch: int = 1, error: AnyServeError | None = None) -> None:
         exchange = self._open.pop(number)
-        exchange.cancel_called()
-        exchange.release_leases()
+        exchange.let_go()
         exchange.end(batch, error)
 
-    def _place(self, part: Buffer, exchange: _LinkExchange) -> Part:
-        if exchange.leases is None:
-            exchange.leases = LeaseSet()
+    def _part(self, part: Buffer, exchange: _LinkExchange) -> Part:
+        if len(part) < frames.LEASE_THRESHOLD:
+            return part
         try:
-            return exchange.leases.add(self._arena.put([part]))
+            return exchange.hold(self._arena.put([part]))
         except ArenaFull:
             return part  # slower, but not wrong: how much can be in flight is bounded elsewhere
 
-    def _reply(self, parts: Sequence[Part]) -> Reply:
-        blocks = [part for part in parts if isinstance(part, Block)]
-        pieces = [self._reader.view(part) if isinstance(part, Block) else part for part in parts]
-        return Reply(pieces, partial(self._release, blocks))
-
-    def _release(self, blocks: Sequence[Block]) -> None:
-        for block in blocks:
-            self._channel.send(frames.encode_release(block))
+    def _passed_on(self, call: Call, exchange: _LinkExchange) -> list[Part]:
+        """The parts of a call some of which lie in another worker's arena, and stay there."""
+        return [
+            self._part(call.head, exchange),
+            *[
+                self._part(part, exchange) if lease is None else exchange.hold(lease.retain())
+                for part, lease in zip(call.raw, call.lent, strict=True)
+            ],
+        ]
 
 
 def _extra(call: Call) -> dict[str, Any]:

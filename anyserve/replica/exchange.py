@@ -12,8 +12,9 @@ import attrs
 from anyserve.burst import nothing
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
-from anyserve.link.frames import Buffer
+from anyserve.link.frames import Buffer, Part
 from anyserve.messages import Sequence as SequenceInfo
+from anyserve.objects.leases import Lease
 from anyserve.offers import Offer
 from anyserve.traces import Trace
 
@@ -38,6 +39,8 @@ class Call:
     """Where it is in a trace, which `metadata` says too; None where it is in none."""
     open_calls: int = 0
     """What its handler has called and that has not ended."""
+    lent: Sequence[Lease | None] = ()
+    """Where each of the raw contents lies in a worker's arena already, if any does."""
 
 
 @attrs.define
@@ -47,6 +50,8 @@ class Reply:
     pieces: Sequence[Buffer]
     """A ModelInferResponse, to be joined."""
     release: Callable[[], None] = nothing
+    parts: Sequence[Part] = ()
+    """The same for other processes, where some of it lies in shared memory."""
 
 
 class WorkerLost(Unavailable):
@@ -135,11 +140,24 @@ class Executor(Protocol):
         """It runs nothing any more: what was open ends with `WorkerLost`."""
 
 
+@attrs.frozen
+class Asked:
+    """What a handler asks of another capability."""
+
+    head: bytes
+    """A ModelInferRequest without its raw contents."""
+    raw: Sequence[memoryview]
+    lent: Sequence[Lease | None]
+    """As of a `Call`; whoever asks holds them until the request has ended."""
+    once: bool
+    """Whether one response is wanted."""
+
+
 class Answered(Protocol):
     """The handler that has called; it is called back in Trio's thread, and never waits."""
 
-    def on_response(self, message: Buffer) -> None:
-        """The next ModelInferResponse, valid during the call."""
+    def on_reply(self, reply: Reply) -> None:
+        """The next response, whose buffers are the taker's to release."""
         ...
 
     def on_end(self, error: AnyServeError | None) -> None:
@@ -166,9 +184,6 @@ class Called(Protocol):
 class Calls(Protocol):
     """Has the requests of handlers run."""
 
-    def request(self, parent: Call, body: bytes, once: bool, answered: Answered) -> Called:
-        """One ModelInferRequest, to be started.
-
-        parent: the request whose handler calls. once: whether one response is wanted.
-        """
+    def request(self, parent: Call, asked: Asked, answered: Answered) -> Called:
+        """One request, to be started; parent: the request whose handler calls."""
         ...

@@ -7,11 +7,11 @@ from typing import Any
 
 from anyserve_protos.infer_wire import InferRequestHead
 
+from anyserve.errors import AnyServeError
 from anyserve.http.backend import Answers, Offered
-from anyserve.link.frames import Buffer
 from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Call
+from anyserve.replica.exchange import Call, Reply
 from anyserve.replica.inference import Inference
 from anyserve.replica.service import Ask
 from anyserve.traces import at_door
@@ -80,7 +80,6 @@ class HttpInference(AnywhereRequest):
         super().__init__(
             backend.dispatcher,
             backend.inference.handback,
-            answers,
             once=once,
             metadata=metadata,
             deadline=deadline,
@@ -88,6 +87,7 @@ class HttpInference(AnywhereRequest):
             name="http",
         )
         self._inference = backend.inference
+        self._answers = answers
         self._held = False
         self._owed = 0
         """Responses that came while the client had no room, and that give no credit yet."""
@@ -108,9 +108,15 @@ class HttpInference(AnywhereRequest):
         if owed:
             self.consumed(owed)
 
-    def deliver(self, message: Buffer) -> None:
+    def finish(self, error: AnyServeError | None) -> None:
         """See `AnywhereRequest`."""
-        super().deliver(message)
+        self._answers.on_end(error)
+
+    def respond(self, reply: Reply) -> None:
+        """See `AnywhereRequest`."""
+        message = b"".join(reply.pieces)
+        reply.release()
+        self._answers.on_response(message)
         if self._held:
             self._owed += 1
         else:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 import trio
 
 from anyserve.app import App
+from anyserve.errors import AnyServeError
 from anyserve.link.frames import INITIAL_CREDIT, Buffer
 from anyserve.messages import Context
 from anyserve.objects.region_files import RegionFiles
 from anyserve.objects.regions import RegionRef
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Call, Exchange, Listener, Reply, WorkerLost
+from anyserve.replica.exchange import Asked, Call, Exchange, Listener, Reply, WorkerLost
 from anyserve.waiting import Waiter
 from anyserve.worker.calls import Answered, Called, HandlerCalls
 from anyserve.worker.runner import Ending, HandlerRunner, Incoming, cut_off
@@ -22,6 +24,22 @@ from anyserve.worker.tasks import Tasks
 
 _CREDIT_BATCH = INITIAL_CREDIT // 2
 """Responses that there must be room for before a handler that was held goes on."""
+
+
+@attrs.frozen
+class _CopiedAnswers:
+    """What a handler has called, for the handler."""
+
+    _answered: Answered
+
+    def on_reply(self, reply: Reply) -> None:
+        """See `exchange.Answered`."""
+        self._answered.on_response(reply.pieces)
+        reply.release()
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """See `exchange.Answered`."""
+        self._answered.on_end(error)
 
 
 class _LocalExchange(Exchange):
@@ -61,8 +79,10 @@ class _LocalExchange(Exchange):
                 self.send(ending.last)
             self.end(ending.batch, ending.error)
 
-    def _call(self, body: bytes, once: bool, answered: Answered) -> Called:
-        called = self._executor.dispatcher.calls.request(self.call, body, once, answered)
+    def _call(self, head: bytes, raw: Sequence[Buffer], once: bool, answered: Answered) -> Called:
+        asked = Asked(head, [memoryview(bytes(part)) for part in raw], (), once)
+        calls = self._executor.dispatcher.calls
+        called = calls.request(self.call, asked, _CopiedAnswers(answered))
         called.start()
         return called
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -39,9 +39,9 @@ class Answered:
         self._ended = False
         self._error: AnyServeError | None = None
 
-    def on_response(self, message: Buffer) -> None:
-        """The next ModelInferResponse; it is copied."""
-        self._messages.append(bytes(message))
+    def on_response(self, pieces: Sequence[Buffer]) -> None:
+        """The next ModelInferResponse, to be joined; it is copied."""
+        self._messages.append(b"".join(pieces))
         self._news.wake()
 
     def on_end(self, error: AnyServeError | None) -> None:
@@ -63,8 +63,11 @@ class Answered:
         return self._messages.popleft()
 
 
-Begin = Callable[[bytes, bool, Answered], Called]
-"""Sends a ModelInferRequest; the flag says that exactly one response is wanted."""
+Begin = Callable[[bytes, Sequence[Buffer], bool, Answered], Called]
+"""Sends a ModelInferRequest: without its raw contents, and those, which are copied.
+
+The flag says that exactly one response is wanted.
+"""
 
 
 class HandlerCalls:
@@ -115,11 +118,11 @@ class HandlerCalls:
         from anyserve_protos import codec
         from anyserve_protos.inference import ModelInferResponse
 
-        from anyserve.infer_messages import decode_response, encode_request
+        from anyserve.infer_messages import decode_response, request_parts
 
         answered = Answered()
-        body = encode_request(capability, inputs, parameters, self._request_id)
-        called = self._begin(body, once, answered)
+        head, raw = request_parts(capability, inputs, parameters, self._request_id)
+        called = self._begin(head, raw, once, answered)
         self._open.add(called)
         taken = 0
         try:

@@ -96,15 +96,30 @@ class _Running:
 
     def _on_called(self, frame: Frame) -> None:
         """Something comes of what the handler has called."""
+        if frame.kind == Kind.CALLED_PARTS:
+            self._on_lent(frame)
+            return
         number, body = frames.decode_called(frame)
         answered = self._called.get(number)
         if answered is None:
             return  # it was cancelled meanwhile
         if frame.kind == Kind.CALLED:
-            answered.on_response(body)
+            answered.on_response((body,))
             return
         del self._called[number]
         answered.on_end(frames.error_of(body) if frame.kind == Kind.CALL_ERROR else None)
+
+    def _on_lent(self, frame: Frame) -> None:
+        """What the handler has called answers in the memory of another worker."""
+        number, parts = frames.decode_called_parts(frame)
+        answered = self._called.get(number)
+        if answered is not None:
+            try:
+                answered.on_response(self._session.views(parts))
+            except AnyServeError as error:  # that worker is gone
+                self.tell_called(Kind.CALL_CANCEL, number)
+                answered.on_end(error)
+        self._session.tell(frames.encode(Kind.CALL_TAKEN, self._call))
 
     def tell_called(self, kind: Kind, number: int, body: Buffer = b"") -> None:
         """Tell the replica of what the handler calls, unless that has ended."""
@@ -113,10 +128,13 @@ class _Running:
         if kind is Kind.CALL_CANCEL:
             self._called.pop(number, None)
 
-    def _begin_call(self, body: bytes, once: bool, answered: Answered) -> Called:
+    def _begin_call(
+        self, head: bytes, raw: Sequence[Buffer], once: bool, answered: Answered
+    ) -> Called:
         self._calls += 1
         self._called[self._calls] = answered
-        self.tell_called(Kind.CALL, self._calls, bytes([once]) + body)
+        parts = [head, *self._session.place(raw)]
+        self._session.tell(frames.encode_call(self._call, self._calls, once, parts))
         return _LinkedCall(self, self._calls)
 
 
@@ -202,9 +220,13 @@ class Session:
         elif (running := self._running.get(frame.call)) is not None:
             running.on_frame(frame)  # else the call has ended meanwhile
 
-    def tell(self, frame: Buffer) -> None:
+    def tell(self, frame: Buffer | Sequence[Buffer]) -> None:
         """Send a frame of a call."""
         self._channel.send(frame)
+
+    def views(self, parts: Sequence[Part]) -> list[Buffer]:
+        """The parts as they can be read here; raises as `Reader.view` does."""
+        return [self._reader.view(part) if isinstance(part, Block) else part for part in parts]
 
     def _trace(self, command: Mapping[str, Any]) -> None:
         if command["on"] and not tracing.active():
@@ -238,7 +260,7 @@ class Session:
     def respond(self, call: int, response: Sequence[Buffer]) -> None:
         """Send one response of a call, after which more may come."""
         if _is_large(response):
-            self._channel.send(frames.encode_parts(call, self._place(response)))
+            self._channel.send(frames.encode_parts(call, self.place(response)))
         else:
             self._channel.send(frames.encode_response(call, response))
 
@@ -248,15 +270,15 @@ class Session:
         if ending.last is None:
             return (frames.encode_end(call, ending.batch),)
         if _is_large(ending.last):
-            lent = frames.encode_parts(call, self._place(ending.last))
+            lent = frames.encode_parts(call, self.place(ending.last))
             return (*lent, frames.encode_end(call, ending.batch))
         return (frames.encode_answer(call, ending.batch, ending.last),)
 
-    def _place(self, response: Sequence[Buffer]) -> list[Part]:
+    def place(self, pieces: Sequence[Buffer]) -> list[Part]:
         """Lend large tensors, and copy the rest: the handler may use its arrays again."""
         return [
             self._lend(piece) if len(piece) >= frames.LEASE_THRESHOLD else bytes(piece)
-            for piece in response
+            for piece in pieces
         ]
 
     def _lend(self, tensor: Buffer) -> Part:

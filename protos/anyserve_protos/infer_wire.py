@@ -62,8 +62,8 @@ class InferRequestHead:
     """Those that have a value."""
     head: bytes
     """The message without raw_input_contents."""
-    raw: list[memoryview]
-    """raw_input_contents: views of the message that was scanned."""
+    raw: Sequence[memoryview]
+    """raw_input_contents: views of the message that was scanned, or what stands for them."""
 
 
 def scan_request(body: bytes) -> InferRequestHead:

@@ -13,7 +13,7 @@ from anyserve.client import Result, open_client
 from anyserve.errors import FailedPrecondition, NotFound
 from anyserve.replica.calls import DEPTH, HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
-from anyserve.replica.exchange import Call
+from anyserve.replica.exchange import Asked, Call
 
 
 async def ask(address: str, capability: str, inputs: Any, values: Any = None) -> Result:
@@ -50,13 +50,13 @@ def test_the_depth_of_calls_is_counted_where_a_client_gives_it() -> None:
     ends: list[Any] = []
 
     class Answered:
-        def on_response(self, message: Any) -> None: ...
+        def on_reply(self, reply: Any) -> None: ...
 
         def on_end(self, error: Any) -> None:
             ends.append(error)
 
     for depth, kind in (("7", NotFound), ("8", FailedPrecondition), ("x", FailedPrecondition)):
         parent = Call(Capability("mine"), b"", metadata={DEPTH: depth})
-        body = b"\x0a\x05other"
-        HandlerRequests(Dispatcher()).request(parent, body, True, Answered()).start()
+        asked = Asked(b"\x0a\x05other", (), (), once=True)
+        HandlerRequests(Dispatcher()).request(parent, asked, Answered()).start()
         assert isinstance(ends[-1], kind)

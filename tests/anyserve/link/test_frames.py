@@ -74,6 +74,18 @@ def test_a_response_survives_the_link(call: int, sent: list[bytes | Block]) -> N
     assert as_values(list(frames.decode_parts(frame))) == sent
 
 
+@given(st.integers(0, 2**63), st.integers(0, 2**32 - 1), st.booleans(), parts)
+def test_what_a_handler_calls_survives_the_link(
+    call: int, number: int, once: bool, sent: list[bytes | Block]
+) -> None:
+    (frame,) = decoded(b"".join(frames.encode_call(call, number, once, sent)))
+    found, flag, asked = frames.decode_call(frame)
+    assert (frame.call, found, flag, as_values(list(asked))) == (call, number, once, sent)
+    (frame,) = decoded(b"".join(frames.encode_called_parts(call, number, sent)))
+    found, answered = frames.decode_called_parts(frame)
+    assert (frame.call, found, as_values(list(answered))) == (call, number, sent)
+
+
 @given(st.sampled_from(Status), st.text(max_size=50))
 def test_an_error_keeps_its_status_and_message(status: Status, message: str) -> None:
     error = from_status(status, message)

@@ -6,14 +6,15 @@ import gc
 import math
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 import trio
-from anyserve_protos.infer_wire import scan_request
+from anyserve_protos.infer_wire import response_pieces, scan_request
+from anyserve_protos.response_head import OutputHead, encode_response_head
 
 from anyserve import App, Context, Request, Response
 from anyserve.client import encode_request
@@ -43,6 +44,14 @@ async def count(request: Request, context: Context) -> AsyncIterator[Response]:
 @app.capability("big")
 async def big(request: Request, context: Context) -> Response:
     return Response(outputs={"x": np.full(frames.LEASE_THRESHOLD, 7, np.uint8)})
+
+
+@app.capability("asks")
+async def asks(request: Request, context: Context) -> AsyncIterator[Response]:
+    large = np.full(frames.LEASE_THRESHOLD, 3, np.uint8)
+    async with aclosing(context.stream("other", {"x": large, "y": [1]})) as answers:
+        async for answer in answers:
+            yield Response(outputs={"sum": int(answer["x"].sum())})
 
 
 @app.capability("words")
@@ -151,6 +160,58 @@ async def test_what_a_response_has_more_or_less_than_one_token_is_said_behind_it
         assert frames.decode_tokens(frame := await replica.next()) == -1
         assert frame.call == 1
         assert (await replica.next()).kind == Kind.END
+
+
+def answer(arena: Arena, value: int) -> list[Any]:
+    """A response to a call, with a large tensor in another worker's arena."""
+    output = OutputHead("x", "UINT8", [frames.LEASE_THRESHOLD], {})
+    head = encode_response_head("other", "1", "", {}, [output])
+    tensor = bytes([value]) * frames.LEASE_THRESHOLD
+    *small, large = response_pieces(head, [tensor])
+    return [*small, arena.put([large]).block]
+
+
+async def test_what_a_handler_asks_and_is_answered_goes_by_shared_memory_where_it_is_large() -> (
+    None
+):
+    async with served() as replica:
+        await replica.start(1, "asks")
+        number, once, (_, block, _) = frames.decode_call(await replica.next())
+        assert (number, once) == (1, False)
+        assert isinstance(block, Block)
+        with Reader() as reader:
+            assert bytes(reader.view(block)) == b"\3" * frames.LEASE_THRESHOLD
+        assert replica.arena.statistics().leases == 1
+        await replica.send(frames.encode_release(block))
+        with Arena(new_prefix(), 1 << 20) as others:
+            for value in (1, 2):
+                parts = answer(others, value)
+                await replica.send(frames.encode_called_parts(1, number, parts))
+                found = [await replica.next(), await replica.next()]
+                assert [frame.kind for frame in found] == [Kind.CALL_TAKEN, Kind.RESPONSE]
+        assert replica.arena.statistics().leases == 0
+        await replica.send(frames.encode_called(Kind.CALL_END, 1, number))
+        while (await replica.next()).kind != Kind.END:
+            pass
+
+
+async def test_an_answer_that_comes_after_its_call_was_given_up_is_taken_all_the_same() -> None:
+    async with served() as replica:
+        await replica.start(1, "asks")
+        number, _, _ = frames.decode_call(await replica.next())
+        await replica.send(frames.encode_called_parts(1, number + 1, [b"head"]))
+        assert (await replica.next()).kind == Kind.CALL_TAKEN
+
+
+async def test_an_answer_in_memory_that_is_gone_ends_the_call() -> None:
+    async with served() as replica:
+        await replica.start(1, "asks")
+        number, _, _ = frames.decode_call(await replica.next())
+        gone = Block(f"{new_prefix()}-0", 0, frames.LEASE_THRESHOLD)
+        await replica.send(frames.encode_called_parts(1, number, [b"head", gone]))
+        found = [await replica.next() for _ in range(3)]
+        assert [frame.kind for frame in found] == [Kind.CALL_CANCEL, Kind.CALL_TAKEN, Kind.ERROR]
+        assert frames.decode_error(found[2]).status is Status.UNAVAILABLE
 
 
 async def test_a_large_reply_is_lent_until_the_replica_gives_it_back() -> None:
