@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import attrs
 import trio
+from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.errors import Aborted, AnyServeError, InvalidArgument, PermissionDenied, Unavailable
 from anyserve_scheduler.fleet import Change, ChangeKind, Fleet
@@ -16,17 +17,27 @@ from anyserve_scheduler.watched import WatchedRegistry
 
 TOKEN_SIZES = range(16, 65)
 """Bytes of a link token."""
+_MOST_UNSENT = 16
+"""Messages to a replica that wait for it to read those before."""
 
 _log = logging.getLogger(__name__)
 
 
 @attrs.define(eq=False)
-class _Attachment:
+class Attachment:
     """One `Attach` call of a registered replica."""
 
+    link: Link
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     verdict: AnyServeError | None = None
     """Why the scheduler ended it."""
+    answers: trio.MemorySendChannel[pb.ToReplica] = attrs.field(init=False)
+    """What the replica is told; it is closed when there is no more of it."""
+    unsent: trio.MemoryReceiveChannel[pb.ToReplica] = attrs.field(init=False)
+    """The same, for the call to send."""
+
+    def __attrs_post_init__(self) -> None:
+        self.answers, self.unsent = trio.open_memory_channel[pb.ToReplica](_MOST_UNSENT)
 
     def end(self, verdict: AnyServeError) -> None:
         """End the call with that error."""
@@ -46,8 +57,21 @@ class Link:
     """Requests that it has handed back."""
     last_error: str = ""
     """What last went wrong between the scheduler and it."""
-    attachment: _Attachment | None = None
+    attachment: Attachment | None = None
     """The call that it reports by; None while there is none."""
+
+    def tell(self, message: pb.ToReplica) -> bool:
+        """Have the replica told something after what it is told already, without waiting.
+
+        False where that can't be: it has no link now, or does not read what it is told.
+        """
+        if self.attachment is None:
+            return False
+        try:
+            self.attachment.answers.send_nowait(message)
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            return False
+        return True
 
 
 class Links:
@@ -72,8 +96,8 @@ class Links:
         return link
 
     @contextmanager
-    def attached(self, replica_id: str, epoch: int, token: bytes) -> Iterator[Link]:
-        """The link of a replica that has just registered, while the block reads what it reports.
+    def attached(self, replica_id: str, epoch: int, token: bytes) -> Iterator[Attachment]:
+        """The call of a replica that has just registered, while the block answers it.
 
         The newest block has it: one before it is cancelled and raises `Aborted`. When the lease
         ends the block is cancelled and raises `Unavailable`. A replica whose block ends is suspect
@@ -87,11 +111,13 @@ class Links:
         link.token = token
         if link.attachment is not None:
             link.attachment.end(Aborted("the replica has registered by another link"))
-        attachment = link.attachment = _Attachment()
+        attachment = link.attachment = Attachment(link)
         error = ""
         try:
             with attachment.scope:
-                yield link
+                yield attachment
+            if attachment.verdict is not None:
+                error = attachment.verdict.message
         except AnyServeError as caught:
             error = caught.message
             raise

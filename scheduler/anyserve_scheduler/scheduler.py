@@ -23,11 +23,13 @@ from anyserve.transport.reflection import ReflectionService
 from anyserve.transport.rpc import Limits, Service
 from anyserve.transport.wires import WIRES, Serve, open_wire
 from anyserve_scheduler.channels import Channels
-from anyserve_scheduler.gateway.forwarding import Ways
+from anyserve_scheduler.demand import DemandTerms
+from anyserve_scheduler.gateway.forwarding import LOAD_WAIT, Ways
 from anyserve_scheduler.gateway.gateway import Gateway
 from anyserve_scheduler.gateway.service import GatewayService
 from anyserve_scheduler.keeper import LeaseKeeper
 from anyserve_scheduler.links import Links
+from anyserve_scheduler.on_demand import OnDemand
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.registry import MemoryRegistry
 from anyserve_scheduler.routing import PREFIX, Router
@@ -55,6 +57,9 @@ class SchedulerConfig:
     """Seconds for what is in flight when it stops."""
     http: HttpConfig | None = None
     """Where HTTP is served; None: it is not."""
+    demand: DemandTerms = attrs.field(factory=DemandTerms)
+    load_wait: float = LOAD_WAIT
+    """Seconds that a request without a deadline waits for what is on demand; 0: none waits."""
 
 
 class Scheduler:
@@ -75,7 +80,7 @@ class Scheduler:
         self.router = Router(PREFIX, random.Random())
         """Where requests go."""
         self.registry.follow(self.router.follow)
-        self.ways = Ways(self.registry, self.links, self.channels, self.router)
+        self.ways = Ways(self.registry, self.links, self.channels, self.router, config.load_wait)
         """What is on its way through the front door."""
         self._health = HealthState()
         self._service = GatewayService(self.ways, self.channels)
@@ -87,6 +92,7 @@ class Scheduler:
                 ChildSpec("leases", lambda: LeaseKeeper(self.registry, config.terms)),
                 ChildSpec("channels", lambda: self.channels),
                 ChildSpec("gateway", lambda: Gateway(self.ways)),
+                ChildSpec("on-demand", self._new_on_demand),
                 ChildSpec("ingress", self._new_listener),
                 *([ChildSpec("http", self._new_http)] if config.http else []),
                 ChildSpec("admin", self._new_admin),
@@ -144,6 +150,12 @@ class Scheduler:
     def snapshot(self, now: float) -> Node:
         """Its actors as they are at `now`."""
         return self._tree.snapshot(now)
+
+    def _new_on_demand(self) -> OnDemand:
+        config = self._config
+        return OnDemand(
+            self.registry, self.links, self.ways.unserved, config.demand, config.terms.interval
+        )
 
     def _new_listener(self) -> Listener:
         config = self._config

@@ -13,10 +13,10 @@ from grpclib.const import Cardinality, Handler
 
 from anyserve import __version__
 from anyserve.capability import Capability
-from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument
+from anyserve.errors import AnyServeError, DeadlineExceeded, InvalidArgument, innermost
 from anyserve.transport.rpc import ServerStream
 from anyserve_scheduler.gateway.incoming import session_key
-from anyserve_scheduler.links import Link, Links, check_token
+from anyserve_scheduler.links import Attachment, Link, Links, check_token
 from anyserve_scheduler.messages import (
     attributes_of,
     fleet_replica,
@@ -68,8 +68,8 @@ class SchedulerService:
         """The scheduler link of one replica, for as long as it lives.
 
         Waits for its registration, a lease's length at most, and then for its reports, while its
-        lease lasts; one that does not read the answers is not heard any more. A replica that holds
-        its lease when this ends is suspect.
+        lease lasts; one that does not read what it is told is not heard any more. A replica that
+        holds its lease when this ends is suspect.
         """
         register = await self._first(stream)
         try:
@@ -79,16 +79,26 @@ class SchedulerService:
             self._refused += 1
             self._last_refusal = f"{register.replica_id!r:.80}: {error.message}"[:_REFUSAL_LIMIT]
             raise
-        with self._links.attached(register.replica_id, grant.epoch, register.link_token) as link:
-            _log.info(
-                "replica %s, epoch %d, %s at %s",
-                link.replica_id,
-                link.epoch,
-                "is back" if grant.resumed else "has joined",
-                register.address,
-            )
-            await stream.send_message(pb.ToReplica(granted=_granted(grant)))
-            await self._follow(stream, link)
+        failure: BaseException | None = None
+        try:
+            await self._attached(stream, register, grant)
+        except* AnyServeError as errors:
+            failure = innermost(errors)
+        if failure is not None:
+            raise failure
+
+    async def _attached(self, stream: ServerStream, register: pb.Register, grant: Grant) -> None:
+        """Read what a replica reports, and tell it what it is to be told, until either ends."""
+        id, epoch = register.replica_id, grant.epoch
+        async with trio.open_nursery() as nursery:
+            with self._links.attached(id, epoch, register.link_token) as attachment:
+                came = "is back" if grant.resumed else "has joined"
+                _log.info("replica %s, epoch %d, %s at %s", id, epoch, came, register.address)
+                await stream.send_message(pb.ToReplica(granted=_granted(grant)))
+                nursery.start_soon(self._follow, stream, attachment)
+                async for message in attachment.unsent:
+                    await stream.send_message(message)
+            nursery.cancel_scope.cancel()
 
     async def leave(self, stream: ServerStream) -> None:
         """A replica's goodbye; `PermissionDenied` for whoever holds no such lease."""
@@ -143,16 +153,26 @@ class SchedulerService:
             raise InvalidArgument("the first message has to be `register`")
         return message.register
 
-    async def _follow(self, stream: ServerStream, link: Link) -> None:
-        """Take what a replica reports until its stream ends."""
-        message: pb.FromReplica
-        async for message in stream:
-            if message.report is None:
-                raise InvalidArgument("after `register` comes nothing but `report`")
-            report = report_of(message.report)
-            heard = self._registry.report(link.replica_id, link.epoch, report, trio.current_time())
-            answer = pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
-            await stream.send_message(pb.ToReplica(heard=answer))
+    async def _follow(self, stream: ServerStream, attachment: Attachment) -> None:
+        """Take what a replica reports until its stream ends; what is wrong ends the attachment.
+
+        Waits while the replica does not read the answers.
+        """
+        with attachment.answers as answers:
+            try:
+                message: pb.FromReplica
+                async for message in stream:
+                    await answers.send(pb.ToReplica(heard=self._heard(message, attachment.link)))
+            except AnyServeError as error:
+                attachment.end(error)
+
+    def _heard(self, message: pb.FromReplica, link: Link) -> pb.Heard:
+        """The answer to a report; raises what is wrong with it."""
+        if message.report is None:
+            raise InvalidArgument("after `register` comes nothing but `report`")
+        report = report_of(message.report)
+        heard = self._registry.report(link.replica_id, link.epoch, report, trio.current_time())
+        return pb.Heard(sequence=report.sequence, want_full=heard is Heard.INCOMPLETE)
 
 
 def _budget(seconds: float) -> float:

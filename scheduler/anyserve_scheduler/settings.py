@@ -11,6 +11,8 @@ from anyserve.http.settings import add_options as add_http_options
 from anyserve.http.settings import http_config
 from anyserve.transport.rpc import MIB, Limits
 from anyserve.transport.wires import WIRES
+from anyserve_scheduler.demand import DemandTerms
+from anyserve_scheduler.gateway.forwarding import LOAD_WAIT
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.scheduler import DEFAULT_PORT, SchedulerConfig
 
@@ -24,11 +26,15 @@ examples:
   anyserve replica --port 8001 --scheduler 127.0.0.1:8000 --caps decode
   anyserve fleet 127.0.0.1:8000 --watch
 
+A request that needs what no replica has loaded, and one has on demand, waits for it: until its
+deadline, or for --load-wait where it has none; with --load-wait 0 none waits.
+
 A replica that is silent for --interval and half a second more is suspect, and out after --lease.
 SIGTERM or Ctrl-C: requests in flight may end within --drain-timeout, new ones are refused. Its
 replicas serve on, and register again with the next one. A second signal stops at once.
 """
 _DEFAULTS = LeaseTerms()
+_DEMAND = DemandTerms()
 _SHORTEST = 0.01
 _LONGEST = 86_400.0
 
@@ -61,6 +67,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help=f"how often replicas report ({_DEFAULTS.interval:g})",
     )
+    add(
+        "--load-wait",
+        type=seconds,
+        default=LOAD_WAIT,
+        metavar="SECONDS",
+        help=f"how long a request waits for what is on demand ({LOAD_WAIT:g}); see below",
+    )
+    add(
+        "--on-demand-room",
+        type=count,
+        default=_DEMAND.room,
+        metavar="N",
+        help=f"capabilities on demand that a replica has loaded at once ({_DEMAND.room})",
+    )
+    add(
+        "--on-demand-idle",
+        type=seconds,
+        default=_DEMAND.idle,
+        metavar="SECONDS",
+        help=f"without requests, after which one may make room ({_DEMAND.idle:g})",
+    )
+    add(
+        "--on-demand-cooldown",
+        type=seconds,
+        default=_DEMAND.cooldown,
+        metavar="SECONDS",
+        help=f"between orders to one replica ({_DEMAND.cooldown:g})",
+    )
     add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help="see below (30)")
     add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
@@ -81,6 +115,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         transport=options.transport,
         limits=Limits(max_message_bytes=options.message_limit * MIB),
         terms=terms,
+        demand=DemandTerms(
+            room=options.on_demand_room,
+            idle=options.on_demand_idle,
+            cooldown=options.on_demand_cooldown,
+        ),
+        load_wait=options.load_wait,
         drain_timeout=options.drain_timeout,
         http=http,
     )

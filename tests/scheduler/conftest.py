@@ -18,8 +18,11 @@ import pytest
 import trio
 from anyserve_actors import ChildSpec, Policy, Supervisor, Tree
 from anyserve_protos.anyserve import v1 as pb
+from anyserve_scheduler.demand import DemandTerms
+from anyserve_scheduler.gateway.unserved import Unserved
 from anyserve_scheduler.keeper import LeaseKeeper
 from anyserve_scheduler.links import Links
+from anyserve_scheduler.on_demand import OnDemand
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.registry import MemoryRegistry
 from anyserve_scheduler.routing import PREFIX, Router
@@ -30,6 +33,8 @@ from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.load import Load
 from anyserve.offers import Offer
+from anyserve.replica.orders import Order
+from anyserve.replica.reports import OnDemand as OnDemandStanding
 from anyserve.replica.reports import Standing
 from anyserve.replica.scheduler_link import SchedulerLink
 from anyserve.transport.channel import Channel
@@ -133,6 +138,9 @@ class Desk:
     service: SchedulerService | None = None
     registry: WatchedRegistry = attrs.field(init=False)
     links: Links = attrs.field(init=False)
+    unserved: Unserved = attrs.field(init=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Around its actors."""
     calls: list[Call] = attrs.field(factory=list)
     attempts: list[float] = attrs.field(factory=list)
     """When replicas tried to attach."""
@@ -146,15 +154,28 @@ class Desk:
         router = Router(PREFIX, random.Random(1))
         self.registry.follow(router.follow)
         self.service = SchedulerService(self.registry, self.links, router, self.terms)
+        self.unserved = Unserved(self.registry)
         keeper = LeaseKeeper(self.registry, self.terms)
-        tree = Tree("scheduler", Supervisor([ChildSpec("leases", lambda: keeper)]))
-        self.nursery.start_soon(_keep, tree)
+        on_demand = OnDemand(
+            self.registry, self.links, self.unserved, DemandTerms(), self.terms.interval
+        )
+        children = [
+            ChildSpec("leases", lambda: keeper),
+            ChildSpec("on-demand", lambda: on_demand),
+        ]
+        self.nursery.start_soon(self._run, Tree("scheduler", Supervisor(children)))
 
     def kill(self) -> None:
         """The scheduler is gone, without a word."""
         self.service = None
+        self.scope.cancel()
         for call in self.calls:
             call.scope.cancel()
+
+    async def _run(self, tree: Tree) -> None:
+        with trio.CancelScope() as self.scope:
+            async with tree.running():
+                await trio.sleep_forever()
 
     def call(self) -> Call:
         """A new `Attach`."""
@@ -192,11 +213,6 @@ class Desk:
         return {id: sorted(view.offers) for id, view in self.registry.fleet().replicas.items()}
 
 
-async def _keep(tree: Tree) -> None:
-    async with tree.running():
-        await trio.sleep_forever()
-
-
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
     """A scheduler that runs; its tests take a clock that jumps."""
@@ -216,6 +232,23 @@ class FakeReplica:
     link: SchedulerLink = attrs.field(init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ended: trio.Event = attrs.field(factory=trio.Event)
+    orders: list[tuple[float, Order]] = attrs.field(factory=list)
+    """Those that have come, each with the time."""
+
+    def order(self, order: Order) -> None:
+        self.orders.append((trio.current_time(), order))
+
+    def say(self, name: str, on_demand: OnDemandStanding) -> None:
+        """Offer `name` on demand, which is so far."""
+        now = self.standing
+        loads = {name: Load(0, 0, 4, 0.0)} if on_demand.loaded else {}
+        self.standing = attrs.evolve(
+            now,
+            offers={**now.offers, name: Offer(Capability(name))},
+            loads={**{key: load for key, load in now.loads.items() if key != name}, **loads},
+            on_demand={**now.on_demand, name: on_demand},
+        )
+        self.link.changed()
 
     def offer(self, *names: str, running: int = 0, draining: bool = False) -> None:
         """Offer these from now on."""
@@ -244,7 +277,9 @@ def join(desk: Desk) -> Callable[..., FakeReplica]:
 
     def start(id: str, *names: str) -> FakeReplica:
         fake = FakeReplica(id, standing_of(*names))
-        fake.link = SchedulerLink(id, "127.0.0.1:8001", lambda: fake.standing, desk.open_channel)
+        fake.link = SchedulerLink(
+            id, "127.0.0.1:8001", lambda: fake.standing, desk.open_channel, fake.order
+        )
         desk.nursery.start_soon(fake.run, desk)
         return fake
 

@@ -48,7 +48,7 @@ def test_the_tree_of_a_scheduler_has_the_state_of_registry_and_gateway(
     about, _, *rows = printed.splitlines()
     assert f"process {scheduler.process.pid}, serves {scheduler.address}" in about
     names = [row.lstrip("│ ").removeprefix("├─ ").removeprefix("└─ ").split()[0] for row in rows]
-    assert names == ["scheduler", "leases", "channels", "gateway", "ingress", "admin"]
+    assert names == ["scheduler", "leases", "channels", "gateway", "on-demand", "ingress", "admin"]
     assert "replicas=1, live=1" in rows[1]
     assert "in_flight=0" in rows[3]
 

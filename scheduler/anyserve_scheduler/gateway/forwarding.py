@@ -13,7 +13,7 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve import traces
 from anyserve.burst import now
 from anyserve.deadlines import Deadline, Deadlines
-from anyserve.errors import AnyServeError, DeadlineExceeded, Unavailable
+from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
 from anyserve.intake import Intake
 from anyserve.needs import to_bytes
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
@@ -22,12 +22,16 @@ from anyserve.transport.rpc import Metadata, decode
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
+from anyserve_scheduler.gateway.unserved import Unserved
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.routing import Decision, Hints, NoRoute, Router, Sent
 from anyserve_scheduler.watched import WatchedRegistry
 
 MOST_ATTEMPTS = 4
 """Replicas that one request is sent to; all but one and a delegation have not taken it."""
+
+LOAD_WAIT = 30.0
+"""Seconds that a request without a deadline waits for what is on demand."""
 
 
 class Client(Protocol):
@@ -58,12 +62,21 @@ class Ways:
     """What forwarding needs of the scheduler."""
 
     def __init__(
-        self, registry: WatchedRegistry, links: Links, channels: Reach, router: Router
+        self,
+        registry: WatchedRegistry,
+        links: Links,
+        channels: Reach,
+        router: Router,
+        load_wait: float = LOAD_WAIT,
     ) -> None:
+        """load_wait: seconds that a request without a deadline waits for what is on demand."""
         self.registry = registry
         self.links = links
         self.channels = channels
         self.router = router
+        self.load_wait = load_wait
+        self.unserved = Unserved(registry)
+        """The requests that wait for what is on demand."""
         self.deadlines = Deadlines()
         """Those of the requests on their way."""
         self.nursery: trio.Nursery
@@ -96,6 +109,11 @@ class Forwarding:
     _span: OpenSpan | None = None
     _sending: OpenSpan | None = None
     """Of the span: that it is at a replica."""
+    _waiting = False
+    """Whether it waits for a capability to be loaded."""
+    _wait_by = math.inf
+    """Until when it may, where it has no deadline."""
+    _load_deadline: Deadline | None = None
     _answered = _held = _over = False
     _attempts = 0
 
@@ -191,24 +209,74 @@ class Forwarding:
         )
         route = traces.begin_part("route", request.trace)
         try:
-            decision, link = self._choose(hints, time)
+            chosen = self._choose(hints, time)
         finally:
             if route is not None:
                 route.close()
+        if isinstance(chosen, NoRoute):
+            if self._waits(chosen, time):
+                return
+            raise self._lost(chosen)
+        self._stop_waiting()
+        decision, link = chosen
         self._replica = decision.replica
         self._sent = ways.router.sent(self._need, hints, decision, time)
         self._send(decision, link.token)
 
-    def _choose(self, hints: Hints, time: float) -> tuple[Decision, Link]:
-        """The best replica, and its link, which is up; raises why there is none."""
+    def _choose(self, hints: Hints, time: float) -> tuple[Decision, Link] | NoRoute:
+        """The best replica, and its link, which is up."""
         while True:
             decision = self._ways.router.choose(self._need, hints, time)
             if isinstance(decision, NoRoute):
-                raise self._lost(decision)
+                return decision
             link = self._ways.links.get(decision.replica)
             if link is not None and link.epoch == decision.epoch:
                 return decision, link
             self._excluded[decision.replica] = "its link is not up yet"
+
+    def _waits(self, none: NoRoute, time: float) -> bool:
+        """Whether it waits for a replica to load what is needed.
+
+        Until its deadline, or where it has none for `load_wait` in all.
+        """
+        ways, loadable = self._ways, none.loadable
+        if self._waiting:
+            return none.promising
+        if loadable is not None:
+            ways.unserved.note(loadable)
+        if loadable is None or not none.promising or not ways.load_wait:
+            return False
+        if not ways.unserved.add(self._need, loadable, self):
+            raise ResourceExhausted(f"{none.message}, and no more requests may wait for that")
+        self._waiting = True
+        self._excluded.clear()  # what replicas lacked before the wait they may have after it
+        if self._request.deadline == math.inf:
+            self._wait_by = min(self._wait_by, time + ways.load_wait)
+            self._load_deadline = ways.deadlines.add(self._wait_by, self._not_loaded)
+        views = ways.registry.fleet().loadable(loadable.name)
+        offers = (view.offers.get(loadable.name) for view in views)
+        self.decoupled = any(offer.decoupled for offer in offers if offer is not None)
+        return True
+
+    def retry(self) -> None:
+        """The fleet is different, and it waits: see `Waiting`."""
+        try:
+            self._route()
+        except AnyServeError as error:
+            self._end(error)
+
+    def _not_loaded(self) -> None:
+        wait = self._ways.load_wait
+        self._end(Unavailable(f"{self._need} was not loaded on any replica within {wait:g} s"))
+
+    def _stop_waiting(self) -> None:
+        if not self._waiting:
+            return
+        self._waiting = False
+        self._ways.unserved.remove(self._need, self)
+        if self._load_deadline is not None:
+            self._ways.deadlines.drop(self._load_deadline)
+            self._load_deadline = None
 
     def _send(self, decision: Decision, token: bytes) -> None:
         request, ways = self._request, self._ways
@@ -298,7 +366,8 @@ class Forwarding:
     def _expire(self) -> None:
         if self._call is not None:
             self._call.cancel()
-        self._end(DeadlineExceeded("the deadline passed before the request was answered"))
+        what = f"{self._need} was loaded" if self._waiting else "the request was answered"
+        self._end(DeadlineExceeded(f"the deadline passed before {what}"))
 
     def _end(self, error: AnyServeError | None) -> None:
         self._finish(None if error is None else error.message)
@@ -307,6 +376,7 @@ class Forwarding:
     def _finish(self, failure: str | None) -> None:
         """It is over; failure: why it was not served."""
         self._over = True
+        self._stop_waiting()
         self._close(failure)
         if self._span is not None:
             self._span.close(error=failure)

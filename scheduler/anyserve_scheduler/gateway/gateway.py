@@ -21,10 +21,12 @@ class Gateway(Actor[None]):
             "in_flight": ways.in_flight,
             "retried": ways.retried,
             "delegated": ways.delegated,
+            "waiting": len(ways.unserved),
         }
 
     async def run(self, context: Context[None]) -> None:
-        """Keep deadlines until stopped."""
+        """Keep deadlines, and what waits, until stopped."""
         self._ways.nursery = context.nursery
+        context.nursery.start_soon(self._ways.unserved.run)
         context.started()
         await self._ways.deadlines.run()

@@ -80,6 +80,9 @@ class NoRoute:
     """Safe to show a client."""
     loadable: Capability | None = None
     """The least powerful capability that some replica could load to serve it."""
+    promising: bool = False
+    """Nothing else stands in the way, and nothing says that loading it fails: it is worth waiting
+    for."""
 
     def error(self) -> AnyServeError:
         """The same as an error to raise."""

@@ -9,7 +9,7 @@ from anyserve.capability import Capability, explain_absence
 from anyserve.errors import Status
 from anyserve_scheduler.routing.candidates import Candidates
 from anyserve_scheduler.routing.decision import Hints, NoRoute
-from anyserve_scheduler.routing.pools import Pool
+from anyserve_scheduler.routing.pools import Candidate, Pool
 
 _LISTED = 4
 """Excluded replicas that a message names."""
@@ -18,19 +18,40 @@ _LISTED = 4
 def no_route(need: Capability, hints: Hints, candidates: Candidates) -> NoRoute:
     """The reason, for a need that no candidate can take."""
     pools = candidates.live.matched(need) + candidates.suspect.matched(need)
-    loadable = candidates.loadable.least(need)
+    could = _best_to_load(need, candidates)
     if pools:
         status, message = _none_can_take(need, pools, hints)
+    elif could is not None:
+        status, message = Status.UNAVAILABLE, _not_loaded(could)
     elif candidates.draining.least(need) is not None:
         status, message = Status.UNAVAILABLE, f"all replicas that offer {need} are draining"
-    elif loadable is not None:
-        status, message = Status.UNAVAILABLE, f"{loadable} is not loaded on any replica"
     else:
         near = [offer for index in candidates.indexes() for offer in index.near(need)]
         status, message = Status.NOT_FOUND, explain_absence(need, near)
     if hints.delegations:
         message += "; it was handed back once already"
-    return NoRoute(status, message, loadable)
+    if could is None:
+        return NoRoute(status, message)
+    offer = could.offer
+    return NoRoute(status, message, offer.capability, not pools and offer.promising)
+
+
+def _best_to_load(need: Capability, candidates: Candidates) -> Candidate | None:
+    """The least powerful offer that would serve if it were loaded; first those that may load."""
+    best = None
+    for pool in candidates.loadable.matched(need):
+        for candidate in pool.members:
+            if candidate.offer.promising:
+                return candidate
+        best = best or pool.members[0]
+    return best
+
+
+def _not_loaded(could: Candidate) -> str:
+    offer = could.offer
+    if offer.promising:
+        return f"{offer.capability} is not loaded on any replica"
+    return f"{offer.capability} could not be loaded: {could.key[0]}: {offer.failure}"
 
 
 def _none_can_take(need: Capability, pools: tuple[Pool, ...], hints: Hints) -> tuple[Status, str]:

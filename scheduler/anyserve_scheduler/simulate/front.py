@@ -118,7 +118,7 @@ class Front:
         """epoch: the first that it grants."""
         self.place = place
         self.asked: dict[Asked, None] = {}
-        self.router = MeasuredRouter(place.policy, rng, demand, costs)
+        self.router = MeasuredRouter(place.policy, rng, costs)
         self.registry = WatchedRegistry(MemoryRegistry(place.terms, next_epoch=epoch))
         self.registry.follow(self.router.follow)
         self.links = _Links(self.registry)
@@ -156,6 +156,8 @@ class Front:
         asked.forwarding.start()
         self.asked[asked] = None
         self._deadlines.check()
+        if self.ways.unserved.take_news():
+            self._decide()
         return asked
 
     def check_lease(self, view: ReplicaView) -> None:
@@ -185,6 +187,7 @@ class Front:
         self._streams[id] = attachment, stream
         self._hear(id, message.draining)
         self.links.hold(id, grant.epoch, message.link_token)
+        self._retry()
         self._answer(id, attachment.on_granted, stream, grant)
 
     def on_report(self, attachment: Attachment, stream: int, message: pb.Report) -> None:
@@ -203,11 +206,13 @@ class Front:
             return
         if heard is not Heard.IGNORED:
             self._hear(id, message.draining)
+        self._retry()
         self._answer(id, attachment.on_heard, stream, heard)
 
     def on_lost(self, attachment: Attachment, stream: int) -> None:
         if self._streams.get(attachment.replica) == (attachment, stream):
             self.registry.suspect(attachment.replica, attachment.epoch)
+            self._retry()
 
     def on_leave(self, attachment: Attachment) -> None:
         self.registry.release(attachment.replica, attachment.epoch)
@@ -228,13 +233,26 @@ class Front:
         place = self.place
         if place.front is not self:
             return
+        self._decide()
+        self.ways.unserved.forget()
+        place.loop.after(place.terms.interval, self.keep_demand)
+
+    def _decide(self) -> None:
+        place = self.place
+        for capability in self.ways.unserved.wanted():
+            self._demand.unserved(capability, place.loop.now)
         for action in self._demand.step(self.registry.fleet(), place.loop.now):
             place.actions[action.verb] += 1
             self._answer(action.replica, place.replicas[action.replica].on_action, action)
-        place.loop.after(place.terms.interval, self.keep_demand)
+
+    def _retry(self) -> None:
+        """The fleet may have changed: send on what has waited for that."""
+        self.ways.unserved.retry()
+        self._deadlines.check()
 
     def _expire_leases(self) -> float:
         self.registry.expire(self.place.loop.now)
+        self._retry()
         return self.registry.due()
 
     # Its end.

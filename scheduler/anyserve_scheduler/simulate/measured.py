@@ -7,17 +7,15 @@ from array import array
 from random import Random
 
 from anyserve.capability import Capability
-from anyserve_scheduler.demand import Demand
 from anyserve_scheduler.routing import Decision, Hints, NoRoute, Policy, Router, Sent
 
 
 class MeasuredRouter(Router):
     """A router that says what its decisions cost, and whether what it was told adds up."""
 
-    def __init__(self, policy: Policy, rng: Random, demand: Demand, costs: array[float]) -> None:
+    def __init__(self, policy: Policy, rng: Random, costs: array[float]) -> None:
         """costs: takes the seconds of this machine's time, of each decision."""
         super().__init__(policy, rng)
-        self._demand = demand
         self._costs = costs
         self.open = 0
         """Requests sent and not ended."""
@@ -26,8 +24,6 @@ class MeasuredRouter(Router):
         began = time.perf_counter()
         decision = super().choose(need, hints, now)
         self._costs.append(time.perf_counter() - began)
-        if isinstance(decision, NoRoute) and decision.loadable is not None:
-            self._demand.unserved(decision.loadable, now)
         return decision
 
     def sent(self, need: Capability, hints: Hints, decision: Decision, now: float) -> Sent:
