@@ -73,6 +73,7 @@ class NativeServer:
         xllamacpp = _import_xllamacpp()
         path = find_model(settings)
         tokenizer = _tokenizer(path)
+        template = _template(path, tokenizer)
         # It always listens for HTTP. On a socket file in a folder of ours, gone before anybody
         # could connect, nobody ever reaches it; the key is for the moment in between.
         with tempfile.TemporaryDirectory(prefix="anyserve-", dir=_socket_folder()) as folder:
@@ -87,7 +88,7 @@ class NativeServer:
         model = Model(
             path,
             context=_slot_context(server, settings.context),
-            template=_template(path, tokenizer),
+            template=template,
             bos=tokenizer.bos,
             adds_bos=bool(tokenizer.bos) and _count(server, tokenizer.bos) > 1,
         )

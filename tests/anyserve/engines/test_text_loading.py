@@ -8,12 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
 from anyserve.engines import BUILTINS, CannotLoad
 from anyserve.engines.text import TextEngine, TextSettings
+from anyserve.engines.text import native as text_native
 from anyserve.engines.text import settings as text_settings
+from anyserve.engines.text.gguf import Tokenizer, read_tokenizer
 from anyserve.engines.text.native import NativeServer
 from anyserve.engines.text.settings import find_model, model_name
 
@@ -62,6 +65,25 @@ async def test_a_missing_package_says_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(CannotLoad, match=r"pip install 'anyserve\[local\]'"):
         async with TextEngine.open(SMALL):
             raise AssertionError("it opened")
+
+
+def test_a_missing_template_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(CannotLoad, match=r"jinja2 is missing: pip install 'anyserve\[local\]'"):
+        NativeServer.load(SMALL)
+
+
+def test_a_model_whose_template_cant_be_read_takes_no_chats(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(path: Path) -> Tokenizer:
+        return attrs.evolve(read_tokenizer(path), template="{% for %}")
+
+    monkeypatch.setattr(text_native, "read_tokenizer", read)
+    server = NativeServer.load(SMALL)
+    assert server.model.template is None
+    assert "takes no chats" in caplog.text
+    server.close()
 
 
 def test_a_missing_libgomp_says_what_to_install(
