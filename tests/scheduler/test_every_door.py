@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+from tritonclient import http
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -24,6 +25,8 @@ class Fleet:
 
     scheduler: Any
     addresses: dict[str, str]
+    rest: str
+    """Where the first replica serves HTTP."""
 
     def client(self, door: str) -> InferenceServerClient:
         return InferenceServerClient(self.addresses[door])
@@ -33,13 +36,14 @@ class Fleet:
 def fleet(start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]) -> Fleet:
     scheduler = start_scheduler()
     to = ("--in-process", "--scheduler", scheduler.address, "--replica-id")
-    first = start_replica("--app", "variants:first", *to, "first")
+    first = start_replica("--app", "variants:first", "--http", "0", *to, "first")
     second = start_replica("--app", "variants:second", *to, "second")
     with InferenceServerClient(scheduler.address) as client:
         eventually(lambda: client.is_model_ready("left") and client.is_model_ready("right"))
     return Fleet(
         scheduler,
         {"scheduler": scheduler.address, "first": first.address, "second": second.address},
+        first.http,
     )
 
 
@@ -86,6 +90,17 @@ def test_metadata_and_inference_of_every_model_at_every_door(fleet: Fleet) -> No
             for name in ("left", "right"):
                 (model,) = client.get_inference_statistics(name).model_stats
                 assert model.inference_count == len(DOORS), door
+
+
+def test_a_replicas_http_door_tells_of_the_models_of_the_fleet(fleet: Fleet) -> None:
+    with http.InferenceServerClient(fleet.rest) as client:
+        assert client.is_model_ready("right")
+        assert client.get_model_metadata("right")["inputs"][0]["name"] == "x"
+        assert client.get_model_config("right")["model_transaction_policy"]["decoupled"] is True
+        tensor = http.InferInput("x", [2], "INT32")
+        tensor.set_data_from_numpy(np.array([1, 2], np.int32))
+        assert client.infer("left", [tensor]).as_numpy("y").tolist() == [2, 3]
+        assert not client.is_model_ready("nothing")
 
 
 def test_the_command_line_sends_any_request_to_any_door(fleet: Fleet) -> None:
