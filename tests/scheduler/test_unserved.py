@@ -148,7 +148,7 @@ def offer(
 ) -> OfferView:
     load = Load(0, 0, 4, 0.0) if loaded else Load(0, 0, 0, 0.0)
     return OfferView(
-        *(NEED, "", load, 8, decoupled),
+        *(NEED, load, 8, decoupled),
         loadable=not loaded,
         on_demand=True,
         loading=loading,
