@@ -211,7 +211,7 @@ def front_desk(replicas: str, nursery: trio.Nursery) -> Iterator[Desk]:
     ways.nursery = nursery
     with ExitStack() as stack:
         for number, id in enumerate(replicas):
-            offer = OfferView(NEED, "", Load(number, 0, 20, 0.0), 8, True)
+            offer = OfferView(NEED, Load(number, 0, 20, 0.0), 8, True)
             registration = Registration(id, b"instance", f"127.0.0.1:{number + 1}", [offer])
             epoch = registry.register(registration, trio.current_time()).epoch
             stack.enter_context(links.attached(id, epoch, id.encode() * 16))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from anyserve_protos.anyserve import v1 as wire
 from tritonclient.grpc import service_pb2
 
 from anyserve.client import encode_request
@@ -64,20 +64,24 @@ class Fleet:
         eventually(lambda: id in self.offers())
         return replica
 
-    def offers(self) -> dict[str, dict[str, Any]]:
+    def offers(self) -> dict[str, dict[str, wire.Offer]]:
         """What each replica offers, by its id and the capability's name."""
-        command = [sys.executable, "-m", "anyserve", "fleet", self.scheduler.address, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == 0, done.stderr
+        with grpc.insecure_channel(self.scheduler.address) as channel:
+            method = channel.unary_unary("/anyserve.v1.Scheduler/Fleet")
+            reply = wire.FleetReply.parse(method(b"", timeout=10, wait_for_ready=True))
         return {
-            replica["replica_id"]: {offer["name"]: offer for offer in replica["offers"]}
-            for replica in json.loads(done.stdout)["replicas"]
+            replica.replica_id: {offer.name: offer for offer in replica.offers}
+            for replica in reply.replicas
         }
+
+    def offer(self, id: str, name: str) -> wire.Offer:
+        """One of them; one that is not loaded where there is none."""
+        return self.offers().get(id, {}).get(name, wire.Offer(name=name))
 
     def loaded(self) -> dict[str, list[str]]:
         """The names of what each has loaded."""
         return {
-            id: [name for name, offer in offers.items() if not offer["loadable"]]
+            id: [name for name, offer in offers.items() if not offer.loadable]
             for id, offers in self.offers().items()
         }
 
@@ -134,9 +138,9 @@ def test_a_load_that_fails_is_told_to_whoever_waits_and_seen_in_the_fleet(
         assert refusal.code is CODE.UNAVAILABLE
         assert "echo could not be loaded: a: " in refusal.message.replace(" version 1", "")
         assert "weights.bin: no such file" in refusal.message
-    offer = fleet.offers()["a"]["echo"]
-    assert (offer["loadable"], offer["failures"]) == (True, 1)
-    assert "weights.bin: no such file" in offer["failure"]
+    offer = fleet.offer("a", "echo")
+    assert (offer.loadable, offer.failures) == (True, 1)
+    assert "weights.bin: no such file" in offer.failure
 
 
 @pytest.fixture
@@ -177,7 +181,7 @@ def test_a_replica_that_is_killed_while_it_loads_does_not_keep_another_from_it(
     first = fleet.join("a", *GATED)
     asking = Asking(connect(fleet.scheduler.address), request("echo"))
     eventually(gate.with_suffix(".loading").exists)
-    eventually(lambda: fleet.offers()["a"]["echo"]["loading"])
+    eventually(lambda: fleet.offer("a", "echo").loading)
     fleet.join("b", *GATED)
     first.process.kill()
     gate.touch()
@@ -195,7 +199,7 @@ def test_a_scheduler_that_starts_anew_while_a_replica_loads_finds_it_loaded(
     fleet.scheduler.kill()
     assert asking.end() is CODE.UNAVAILABLE
     fleet.scheduler = start_scheduler(fleet.scheduler.port, *QUICK)
-    eventually(lambda: fleet.offers().get("a", {}).get("echo", {}).get("loading"))
+    eventually(lambda: fleet.offer("a", "echo").loading)
     again = Asking(connect(fleet.scheduler.address), request("echo"))
     gate.touch()
     assert again.end() == "echo"

@@ -185,8 +185,8 @@ class Front:
             self._answer(id, attachment.on_refused, stream, error)
             return
         self._streams[id] = attachment, stream
-        self._hear(id, message.draining)
         self.links.hold(id, grant.epoch, message.link_token)
+        self._hear(id, message.draining)
         self._retry()
         self._answer(id, attachment.on_granted, stream, grant)
 
@@ -216,6 +216,7 @@ class Front:
 
     def on_leave(self, attachment: Attachment) -> None:
         self.registry.release(attachment.replica, attachment.epoch)
+        self._retry()
 
     def _hear(self, id: str, draining: bool) -> None:
         self.heard[id] = self.place.loop.now
@@ -246,7 +247,7 @@ class Front:
             self._answer(action.replica, place.replicas[action.replica].on_action, action)
 
     def _retry(self) -> None:
-        """The fleet may have changed: send on what has waited for that."""
+        """The fleet may be different: send on what has waited for that."""
         self.ways.unserved.retry()
         self._deadlines.check()
 
