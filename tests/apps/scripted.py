@@ -55,7 +55,7 @@ class Scripted(Engine):
             logprob = TokenLogprob(place, pieces[place].encode(), -0.5)
             yield Delta(
                 pieces[place],
-                Usage(given, place + 1, 0),
+                Usage(given, place + 1, given // 2),
                 token_ids=(place,),
                 logprobs=(logprob,) if sampling.logprobs else (),
             )
@@ -64,7 +64,7 @@ class Scripted(Engine):
             await trio.sleep_forever()
         if after is not None:
             raise getattr(errors, after)("as the script says")
-        yield Delta("", Usage(given, len(pieces), 0), script.get("reason", "stop"))
+        yield Delta("", Usage(given, len(pieces), given // 2), script.get("reason", "stop"))
 
 
 def _script(text: str) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def _body(
     names = (*inputs, "sampling_parameters", "stream")
     session = request.prompt_cache_key
     own = encode_response_head("", "", identity, {SESSION: session} if session else {}, ())
-    return join_request(_head(target.capability, target.attributes, names, 1) + own, raw)
+    counted = not request.stream or request.include_usage
+    return join_request(_head(target.capability, target.attributes, names, 1, counted) + own, raw)
 
 
 @lru_cache(256)
@@ -127,16 +128,19 @@ def _head(
     attributes: tuple[tuple[str, Attribute], ...],
     inputs: tuple[str, ...],
     size: int,
+    counted: bool = False,
 ) -> bytes:
     """What requests of one kind have in common: a ModelInferRequest that more can be put behind.
 
-    Up to the raw contents it has the same fields as a ModelInferResponse.
+    counted: whether cached tokens are to be told, which not every response need have. Up to the raw contents it has the same fields as a ModelInferResponse.
     """
     tensors = [
         OutputHead(name, "BOOL" if name == "stream" else "BYTES", (size,)) for name in inputs
     ]
-    needs = {NEED_PREFIX + name: value for name, value in attributes}
-    return encode_response_head(capability, "", "", needs, tensors)
+    parameters = {NEED_PREFIX + name: value for name, value in attributes}
+    if counted:
+        parameters["return_num_cached_tokens"] = True
+    return encode_response_head(capability, "", "", parameters, tensors)
 
 
 def _text(data: bytes) -> bytes:

@@ -55,6 +55,7 @@ def test_a_chat_is_answered(client: OpenAI) -> None:
     assert choice.finish_reason == "stop"
     usage = answer.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 4, 8)
+    assert usage.prompt_tokens_details.cached_tokens == 2
 
 
 def test_a_capability_is_a_model_too(client: OpenAI) -> None:
