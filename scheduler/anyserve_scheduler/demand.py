@@ -113,7 +113,14 @@ class Demand:
         self._wanted[capability.name] = now
 
     def step(self, fleet: Fleet, now: float) -> list[Action]:
-        """What to ask replicas for now; at most one capability each, and each capability once."""
+        """What to ask replicas for now; at most one capability each, and each capability once.
+
+        It looks through the fleet, where there is anything to load.
+        """
+        if not fleet.can_load:
+            self._idle, self._loading, self._failed = {}, {}, {}
+            self._wanted, self._starved = {}, {}
+            return []
         live = [each for each in fleet.replicas.values() if each.state is ReplicaState.LIVE]
         self._look(live, now)
         actions: list[Action] = []

@@ -127,6 +127,11 @@ class Fleet:
         """The replicas that could load what serves a need of the bare `name`, as `offering`."""
         return [self.replicas[id] for id in self._loadable.get(name, _NOBODY)]
 
+    @property
+    def can_load(self) -> bool:
+        """Whether any replica could load what it has not loaded."""
+        return bool(self._loadable)
+
     def after(self, change: Change) -> Fleet:
         """The fleet that `change` makes of this one; `ValueError` unless it is the next change."""
         if change.version != self.version + 1:

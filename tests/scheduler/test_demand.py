@@ -225,6 +225,14 @@ def test_a_name_that_the_fleet_does_not_know_is_not_kept() -> None:
     assert not demand._wanted
 
 
+def test_where_nothing_is_left_to_load_nothing_is_kept() -> None:
+    demand = Demand()
+    demand.unserved(Capability("x"), 0.0)
+    assert demand.step(Fleet.of([replica("a", {"x": None, "y": IDLE})]), 0.0)
+    assert not demand.step(Fleet.of([replica("a", {"x": IDLE, "y": IDLE})]), 1.0)
+    assert not (demand._wanted or demand._idle or demand._starved)
+
+
 NAMES = ("x", "y", "z")
 loads = st.sampled_from([IDLE, IDLE, BUSY])
 
