@@ -230,7 +230,7 @@ def test_where_nothing_is_left_to_load_nothing_is_kept() -> None:
     demand.unserved(Capability("x"), 0.0)
     assert demand.step(Fleet.of([replica("a", {"x": None, "y": IDLE})]), 0.0)
     assert not demand.step(Fleet.of([replica("a", {"x": IDLE, "y": IDLE})]), 1.0)
-    assert not (demand._wanted or demand._idle or demand._starved)
+    assert not demand._wanted.keys() | demand._idle.keys() | demand._starved.keys()
 
 
 NAMES = ("x", "y", "z")
