@@ -132,7 +132,8 @@ def _head(
 ) -> bytes:
     """What requests of one kind have in common: a ModelInferRequest that more can be put behind.
 
-    counted: whether cached tokens are to be told, which not every response need have. Up to the raw contents it has the same fields as a ModelInferResponse.
+    Up to the raw contents it has the same fields as a ModelInferResponse. counted: whether cached
+    tokens are to be told, which not every response need have.
     """
     tensors = [
         OutputHead(name, "BOOL" if name == "stream" else "BYTES", (size,)) for name in inputs
