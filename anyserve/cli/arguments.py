@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+import attrs
 
 from anyserve.errors import AnyServeError
 from anyserve.transport.address import TcpAddress, parse_address
@@ -25,6 +29,28 @@ def names(text: str) -> tuple[str, ...]:
     if not found:
         raise argparse.ArgumentTypeError("names no capability")
     return found
+
+
+@attrs.frozen
+class AppArgument:
+    """An app and the options of what makes it."""
+
+    target: str
+    options: Mapping[str, str]
+
+
+def app(text: str) -> AppArgument:
+    """`module:attribute`, or `module:factory?name=value&name=value`; %26 is an ampersand."""
+    target, _, query = text.partition("?")
+    options: dict[str, str] = {}
+    for pair in query.split("&") if query else ():
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise argparse.ArgumentTypeError(f"{pair!r} in {text!r} is not of the form name=value")
+        if name in options:
+            raise argparse.ArgumentTypeError(f"{name} is given twice in {text!r}")
+        options[name] = unquote(value)
+    return AppArgument(target, options)
 
 
 def count(text: str) -> int:

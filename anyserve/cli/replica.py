@@ -15,7 +15,17 @@ import trio
 from anyserve_actors import RestartIntensityExceeded
 
 from anyserve import __version__, collector, heap, logs
-from anyserve.cli.arguments import complain, count, names, place, port, say, seconds
+from anyserve.cli.arguments import (
+    AppArgument,
+    app,
+    complain,
+    count,
+    names,
+    place,
+    port,
+    say,
+    seconds,
+)
 from anyserve.engines import BUILTINS
 from anyserve.errors import innermost
 from anyserve.http.settings import add_options as add_http_options
@@ -41,6 +51,7 @@ examples:
   anyserve replica --caps decode,embedding
   anyserve replica --app examples.echo:app
   anyserve replica --app mine:create_app --workers 2 --python /opt/engine/bin/python
+  anyserve replica --app 'anyserve.engines.sglang.app:attached?url=http://127.0.0.1:30000'
   anyserve replica --app examples.echo:app --in-process
   anyserve replica --caps decode --http 8080 --api-key-file keys.txt
   anyserve replica --caps embedding --on-demand decode --scheduler 127.0.0.1:8000
@@ -87,9 +98,11 @@ def add_command(commands: Any) -> None:
     add(
         "--app",
         action="append",
+        type=app,
         default=[],
         metavar="MODULE:ATTRIBUTE",
-        help="an app or a function that makes one; may be given several times",
+        help="an app or a function that makes one, with its options: module:function?name=value;"
+        " may be given several times",
     )
     add("--workers", type=count, default=1, help="worker processes of each app (1)")
     add("--python", default=sys.executable, help="the interpreter of your apps' workers")
@@ -178,14 +191,15 @@ def _plan(options: argparse.Namespace) -> Plan:
     common = {"log_format": options.log_format, "log_level": options.log_level}
     apps = [
         AppSpec(
-            name=_app_name(target, options.app[:index]),
-            target=target,
+            name=_app_name(given, options.app[:index]),
+            target=given.target,
+            options=given.options,
             python=options.python,
             workers=options.workers,
             in_process=options.in_process,
             **common,
         )
-        for index, target in enumerate(options.app)
+        for index, given in enumerate(options.app)
     ]
     builtins = {
         name: AppSpec(
@@ -203,11 +217,15 @@ def _plan(options: argparse.Namespace) -> Plan:
     return Plan(apps, builtins, wanted, options.on_demand)
 
 
-def _app_name(target: str, before: Sequence[str]) -> str:
+def _app_name(given: AppArgument, before: Sequence[AppArgument]) -> str:
     """What an app's workers are called: its module's last word, numbered where it comes again."""
-    name = target.partition(":")[0].rpartition(".")[2] or "app"
-    same = sum(other.partition(":")[0].rpartition(".")[2] == name for other in before)
+    name = _last_word(given) or "app"
+    same = sum(_last_word(other) == name for other in before)
     return f"{name}{same + 1}" if same else name
+
+
+def _last_word(given: AppArgument) -> str:
+    return given.target.partition(":")[0].rpartition(".")[2]
 
 
 async def _serve(config: ReplicaConfig) -> None:
