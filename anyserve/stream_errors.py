@@ -15,6 +15,8 @@ from anyserve.errors import AnyServeError, Internal, Status, from_status
 STATUS = "anyserve_status"
 """Parameter of the response beside an `error_message`: the gRPC status of the request, which has
 no other place in a stream."""
+_ERROR_MESSAGE = b"\x0a"
+"""The tag of the field, which comes first."""
 
 
 def stream_error(error: AnyServeError, identity: str) -> bytes:
@@ -22,6 +24,11 @@ def stream_error(error: AnyServeError, identity: str) -> bytes:
     status = InferParameter(int64_param=int(error.status))
     response = ModelInferResponse(id=identity, parameters={STATUS: status})
     return bytes(ModelStreamInferResponse(error_message=error.message, infer_response=response))
+
+
+def is_error(message: bytes) -> bool:
+    """Whether a ModelStreamInferResponse of a replica is one that `stream_error` has made."""
+    return message.startswith(_ERROR_MESSAGE)
 
 
 def unwrapped(message: bytes) -> memoryview | AnyServeError:

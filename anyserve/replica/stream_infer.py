@@ -53,8 +53,10 @@ def _flag(value: bool) -> bytes:
     return bytes(ModelInferResponse(parameters={FINAL: InferParameter(bool_param=value)}))
 
 
-_IS_FINAL = _flag(True)
-_IS_NOT_FINAL = _flag(False)
+IS_FINAL = _flag(True)
+"""What the last response of a request ends with, where it has this flag."""
+IS_NOT_FINAL = _flag(False)
+"""And the others."""
 
 
 class StreamedInference:
@@ -265,7 +267,7 @@ class _Ordered:
                 return
             self.answer = (stream_error(result, self._identity),), nothing
         else:
-            self.answer = stream_response(*result.pieces, _IS_FINAL), result.release
+            self.answer = stream_response(*result.pieces, IS_FINAL), result.release
         self._stream.answered()
 
 
@@ -290,7 +292,7 @@ class _Decoupled:
 
     def on_reply(self, reply: Reply) -> None:
         """See `Consumer`."""
-        message = stream_response(*reply.pieces, _IS_NOT_FINAL)
+        message = stream_response(*reply.pieces, IS_NOT_FINAL)
         self._stream.emit(message, partial(self._sent, reply))
 
     def on_end(self, error: AnyServeError | None) -> None:
@@ -373,7 +375,7 @@ def _empty_final(accepted: Accepted) -> bytes:
     response = ModelInferResponse(
         model_name=offer.name, model_version=offer.version, id=accepted.head.id
     )
-    return bytes(response) + _IS_FINAL
+    return bytes(response) + IS_FINAL
 
 
 def ends_call(error: AnyServeError | None, stream: ServerStream) -> bool:

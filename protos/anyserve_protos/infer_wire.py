@@ -24,6 +24,7 @@ __all__ = [
     "join_request",
     "response_pieces",
     "scan_request",
+    "scan_tensor_names",
     "scan_tensor_parameters",
     "stream_content",
     "stream_response",
@@ -129,6 +130,31 @@ def scan_tensor_parameters(head: bytes) -> list[tuple[str, dict[str, Parameter]]
                     room = _scan_parameter(head, start, stop, parameters, room)
             tensors.append((name, parameters))
     return tensors
+
+
+def scan_tensor_names(body: bytes) -> tuple[list[str], list[str]]:
+    """The names of a request's inputs, and of the outputs that it asks for.
+
+    Raises `WireError` as `scan_tensor_parameters` does.
+    """
+    inputs: list[str] = []
+    outputs: list[str] = []
+    room = MAX_FIELDS
+    for tag, first, last in fields(body, 0, len(body)):
+        room -= 1
+        if tag in (_INPUT, _OUTPUT):
+            name = ""
+            for part, start, stop in fields(body, first, last):
+                room -= 1
+                if part == _TENSOR_NAME:
+                    name = text(body, start, stop)
+                    break
+                if room < 0:
+                    break
+            (inputs if tag == _INPUT else outputs).append(name)
+        if room < 0:
+            raise WireError(_TOO_MANY)
+    return inputs, outputs
 
 
 def _scan_parameter(

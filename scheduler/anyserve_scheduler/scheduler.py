@@ -24,9 +24,9 @@ from anyserve.transport.rpc import Limits, Service
 from anyserve.transport.wires import WIRES, Serve, open_wire
 from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.demand import DemandTerms
-from anyserve_scheduler.gateway.forwarding import LOAD_WAIT, Ways
 from anyserve_scheduler.gateway.gateway import Gateway
 from anyserve_scheduler.gateway.service import GatewayService
+from anyserve_scheduler.gateway.ways import LOAD_WAIT, Ways
 from anyserve_scheduler.keeper import LeaseKeeper
 from anyserve_scheduler.links import Links
 from anyserve_scheduler.on_demand import OnDemand

@@ -12,7 +12,7 @@ from anyserve.http.settings import http_config
 from anyserve.transport.rpc import MIB, Limits
 from anyserve.transport.wires import WIRES
 from anyserve_scheduler.demand import DemandTerms
-from anyserve_scheduler.gateway.forwarding import LOAD_WAIT
+from anyserve_scheduler.gateway.ways import LOAD_WAIT
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.scheduler import DEFAULT_PORT, SchedulerConfig
 

@@ -17,8 +17,9 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.delegation import Handback, Permit
 from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
-from anyserve_scheduler.gateway.forwarding import MOST_ATTEMPTS, Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import MOST_ATTEMPTS, Forwarding
 from anyserve_scheduler.gateway.incoming import Incoming
+from anyserve_scheduler.gateway.ways import Ways
 from anyserve_scheduler.links import Links
 from anyserve_scheduler.registration import Registration
 from anyserve_scheduler.registry import MemoryRegistry
@@ -121,8 +122,7 @@ class FakeChannel:
         deadline: float,
         metadata: tuple[tuple[str, str | bytes], ...],
     ) -> FakeCall:
-        (body,) = message
-        call = FakeCall(self.replica, body, dict(metadata), deadline, answers)
+        call = FakeCall(self.replica, b"".join(message), dict(metadata), deadline, answers)
         self.channels.calls.append(call)
         return call
 

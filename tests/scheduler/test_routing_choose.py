@@ -308,7 +308,7 @@ def test_what_could_be_loaded_is_named() -> None:
     fleet = router(replica("a", offer(HEAVY, IDLE, loadable=True)))
     no_route = refused(fleet, DECODE, Hints(delegations=1))
     assert (no_route.status, no_route.loadable) == (Status.UNAVAILABLE, HEAVY)
-    assert "is not loaded on any replica; it was handed back once already" in no_route.message
+    assert "is not loaded on any replica; it was delegated once already" in no_route.message
 
 
 def test_a_message_names_few_of_many_excluded_replicas() -> None:

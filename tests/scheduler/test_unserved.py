@@ -15,8 +15,9 @@ from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.delegation import Handback, Permit
 from anyserve_scheduler.fleet import Load, OfferView, ReplicaView
 from anyserve_scheduler.gateway import unserved
-from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import Incoming
+from anyserve_scheduler.gateway.ways import Ways
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.registration import Registration, Report
 from anyserve_scheduler.registry import MemoryRegistry

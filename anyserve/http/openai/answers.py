@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import attrs
-from anyserve_protos.infer_wire import RAW_OUTPUT_TAG
-from anyserve_protos.wire import Buffer, WireError, fields, read_varint, text
+from anyserve_protos.response_outputs import ResponseReader
+from anyserve_protos.wire import Buffer, WireError
 
 from anyserve.errors import Internal
 
-_OUTPUT, _NAME = 0x2A, 0x0A
-_RAW = RAW_OUTPUT_TAG[0]
 _NO_LOGPROBS = b"[]"
 
 
@@ -31,28 +29,17 @@ class Piece:
 
 
 class Reader:
-    """Reads the responses of one request: what they have in common is looked at once."""
+    """Reads the responses of one request."""
 
     def __init__(self) -> None:
-        self._head = b"\0"
-        """The last response without its raw contents."""
-        self._names: tuple[str, ...] = ()
-        """Its outputs."""
+        self._reader = ResponseReader()
 
     def outputs(self, message: Buffer) -> dict[str, bytes]:
         """The raw contents of the outputs by name; raises `Internal` for no such response."""
-        data = bytes(message)
         try:
-            if not data.startswith(self._head):
-                data = self._learned(data)
-            contents = _contents(data, len(self._head))
+            return self._reader.outputs(message)
         except WireError as error:
             raise Internal(f"the answer is no ModelInferResponse: {error}") from None
-        if len(contents) != len(self._names):
-            raise Internal(
-                f"the answer has {len(self._names)} outputs, and contents of {len(contents)}"
-            )
-        return dict(zip(self._names, contents, strict=True))
 
     def read(self, message: Buffer) -> Piece | None:
         """The piece of text in a response; None where it brings none. Raises `Internal`."""
@@ -75,44 +62,6 @@ class Reader:
             if "num_cached_tokens" in outputs:
                 piece.cached_tokens = _number(outputs["num_cached_tokens"])
         return piece
-
-    def _learned(self, data: bytes) -> bytes:
-        """Read a head; the message with its raw contents last."""
-        names: list[str] = []
-        head: list[bytes] = []
-        contents: list[bytes] = []
-        end = 0
-        for tag, first, last in fields(data, 0, len(data)):
-            if tag == _RAW:
-                contents.append(data[end:last])
-            else:
-                head.append(data[end:last])
-                if tag == _OUTPUT:
-                    names.append(_name(data, first, last))
-            end = last
-        self._head, self._names = b"".join(head), tuple(names)
-        return b"".join([self._head, *contents])
-
-
-def _contents(data: bytes, position: int) -> list[bytes]:
-    """The raw contents that follow one another from `position` to the end."""
-    contents = []
-    while position < len(data):
-        if data[position] != _RAW:
-            raise WireError("raw contents are the last fields")
-        size, first = read_varint(data, position + 1, len(data))
-        position = first + size
-        if position > len(data):
-            raise WireError("a field reaches past the end")
-        contents.append(data[first:position])
-    return contents
-
-
-def _name(data: bytes, first: int, last: int) -> str:
-    for tag, start, stop in fields(data, first, last):
-        if tag == _NAME:
-            return text(data, start, stop)
-    return ""
 
 
 def _text(content: bytes) -> bytes:

@@ -4,94 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
-import trio
 from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve import traces
 from anyserve.burst import now
-from anyserve.deadlines import Deadline, Deadlines
-from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
-from anyserve.intake import Intake
+from anyserve.deadlines import Deadline
+from anyserve.errors import (
+    AnyServeError,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from anyserve.needs import to_bytes
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
 from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata, decode
 from anyserve.transport.wire import NotTaken
-from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.delegation import Handback
+from anyserve_scheduler.fleet import OfferView, ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
-from anyserve_scheduler.gateway.unserved import Unserved
-from anyserve_scheduler.links import Link, Links
-from anyserve_scheduler.routing import Decision, Hints, NoRoute, Router, Sent
-from anyserve_scheduler.watched import WatchedRegistry
+from anyserve_scheduler.gateway.resuming import Kept, asking, of_same_model
+from anyserve_scheduler.gateway.ways import Client, Ways
+from anyserve_scheduler.links import Link
+from anyserve_scheduler.routing import Decision, Hints, NoRoute, Sent
 
 MOST_ATTEMPTS = 4
 """Replicas that one request is sent to; all but one and a delegation have not taken it."""
-
-LOAD_WAIT = 30.0
-"""Seconds that a request without a deadline waits for what is on demand."""
-
-
-class Client(Protocol):
-    """Whoever wants the answers; it is called in Trio's thread, and never waits."""
-
-    def on_messages(self, messages: Sequence[bytes]) -> None:
-        """The next answers, as the replica has sent them."""
-        ...
-
-    def on_end(self, error: AnyServeError | None) -> None:
-        """There are no more."""
-        ...
-
-
-class Reach(Protocol):
-    """How replicas are reached."""
-
-    def get(self, replica: ReplicaView) -> Caller | None:
-        """The channel to a replica, where there is one."""
-        ...
-
-    async def open(self, replica: ReplicaView) -> Caller:
-        """The channel to a replica, opened where there is none; raises `Unavailable`."""
-        ...
-
-
-class Ways:
-    """What forwarding needs of the scheduler."""
-
-    def __init__(
-        self,
-        registry: WatchedRegistry,
-        links: Links,
-        channels: Reach,
-        router: Router,
-        load_wait: float = LOAD_WAIT,
-    ) -> None:
-        """load_wait: seconds that a request without a deadline waits for what is on demand."""
-        self.registry = registry
-        self.links = links
-        self.channels = channels
-        self.router = router
-        self.load_wait = load_wait
-        self.unserved = Unserved(registry)
-        """The requests that wait for what is on demand."""
-        self.deadlines = Deadlines()
-        """Those of the requests on their way."""
-        self.nursery: trio.Nursery
-        """For what a request has to wait for."""
-        self.intake = Intake()
-        """Requests on their way, until the scheduler drains."""
-        self.retried = 0
-        """Requests that went on since a replica had not taken them."""
-        self.delegated = 0
-        """Requests that went on since a replica had handed them back."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests on their way."""
-        return self.intake.in_flight
 
 
 class Forwarding:
@@ -114,6 +56,12 @@ class Forwarding:
     _wait_by = math.inf
     """Until when it may, where it has no deadline."""
     _load_deadline: Deadline | None = None
+    _kept: Kept | None = None
+    """Where it may be resumed."""
+    _offer: OfferView
+    """What it was sent to."""
+    _last_resort = ""
+    """The replica that could not go on with it, where it goes if there is no other."""
     _answered = _held = _over = False
     _attempts = 0
 
@@ -167,11 +115,17 @@ class Forwarding:
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """See `Answers`."""
+        kept = self._kept
         if not self._answered:
             self._answered = True
-            self._request.body = b""  # it goes nowhere else any more
+            if kept is None:
+                self._request.body = b""  # it goes nowhere else any more
             if self._sending is not None:
                 self._sending.mark("first_answer_us")
+        if kept is not None:
+            messages = kept.take(messages)
+            if not messages:
+                return
         self._client.on_messages(messages)
 
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
@@ -180,15 +134,20 @@ class Forwarding:
             link = self._ways.links.get(self._replica)
             if link is not None:
                 link.last_error = error.message
-        if error is None or self._answered:
-            self._end(error)
-            return
-        word = metadata.get(HANDBACK)
-        if isinstance(word, bytes):
+        kept, word = self._kept, metadata.get(HANDBACK)
+        if kept is not None and error is None:
+            error = kept.failure
+        if error is None:
+            self._end(None)
+        elif isinstance(word, bytes) and not self._answered:
             self._handed_back(word)
-        elif isinstance(error, NotTaken):
+        elif isinstance(error, NotTaken) and not self._answered:
             self._ways.retried += 1
             self._go_on(error.message)
+        elif isinstance(error, Unavailable) and self._offer.resumable:
+            self._broken(error)
+        elif self._is_resumed and isinstance(error, InvalidArgument | Unimplemented):
+            self._end(self._failed_twice(error))  # what is wrong was not its client's word
         else:
             self._end(error)
 
@@ -214,6 +173,11 @@ class Forwarding:
             if route is not None:
                 route.close()
         if isinstance(chosen, NoRoute):
+            if self._last_resort:
+                self._excluded.pop(self._last_resort, None)
+                self._last_resort = ""
+                self._route()
+                return
             if self._waits(chosen, time):
                 return
             raise self._lost(chosen)
@@ -230,9 +194,16 @@ class Forwarding:
             if isinstance(decision, NoRoute):
                 return decision
             link = self._ways.links.get(decision.replica)
-            if link is not None and link.epoch == decision.epoch:
+            if link is None or link.epoch != decision.epoch:
+                self._excluded[decision.replica] = "its link is not up yet"
+            elif self._is_resumed and not self._offer_of(decision).resumable:
+                self._excluded[decision.replica] = "it takes no texts that were begun elsewhere"
+            else:
                 return decision, link
-            self._excluded[decision.replica] = "its link is not up yet"
+
+    def _offer_of(self, decision: Decision) -> OfferView:
+        fleet = self._ways.registry.fleet()
+        return fleet.replicas[decision.replica].offers[decision.capability.name]
 
     def _waits(self, none: NoRoute, time: float) -> bool:
         """Whether it waits for a replica to load what is needed.
@@ -281,7 +252,9 @@ class Forwarding:
     def _send(self, decision: Decision, token: bytes) -> None:
         request, ways = self._request, self._ways
         view = ways.registry.fleet().replicas[decision.replica]
-        self.decoupled = view.offers[decision.capability.name].decoupled
+        self._offer = self._offer_of(decision)
+        self.decoupled = self._offer.decoupled
+        self._keep()
         delegations = request.permit.delegations
         trace: tuple[tuple[str, str], ...] = ()
         if request.trace is not None:
@@ -307,9 +280,10 @@ class Forwarding:
             ways.nursery.start_soon(self._open, view, metadata)
 
     def _begin(self, channel: Caller, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        request = self._request
+        request, kept = self._request, self._kept
+        message = (request.body,) if kept is None else (request.body, kept.behind)
         self._call = channel.call(
-            request.path, (request.body,), self, deadline=request.deadline, metadata=metadata
+            request.path, message, self, deadline=request.deadline, metadata=metadata
         )
         if self._held:
             self._call.hold()
@@ -325,6 +299,55 @@ class Forwarding:
         if not self._over:
             self._begin(channel, metadata)
 
+    def _keep(self) -> None:
+        """Begin to keep what it is answered with, where it may be resumed."""
+        if self._is_resumed:
+            return
+        if self._kept is not None:
+            self._kept.drop()
+            self._kept = None
+        if self._offer.resumable and self._request.permit.spent is None:
+            behind = asking(self._request)
+            if behind is not None:
+                self._kept = Kept(self._request, behind, self._ways.room)
+
+    @property
+    def _is_resumed(self) -> bool:
+        return self._kept is not None and self._kept.resumed
+
+    def _broken(self, error: Unavailable) -> None:
+        """Its replica is lost, or can't go on with it: go on elsewhere, which is done once."""
+        kept, permit = self._kept, self._request.permit
+        if permit.spent is not None:
+            error = self._failed_twice(error)
+        if kept is None or permit.spent is not None:
+            self._end(error)
+            return
+        is_there = kept.failure is error
+        try:
+            if not kept.prepare():
+                self._end(None)
+                return
+            if kept.begun:
+                self._need = of_same_model(self._need, self._offer)
+        except AnyServeError as why:
+            self._end(Unavailable(f"{error.message}; {why.message}"))
+            return
+        permit.consume(Handback(self._replica, self._need, error.message))
+        if is_there:
+            self._last_resort = self._replica  # it may have another worker
+        self._answered = False
+        self._ways.resumed += 1
+        self._go_on(error.message)
+
+    def _failed_twice(self, error: AnyServeError) -> Unavailable:
+        """Why it does not go on any more, with what the first replica has said."""
+        first = self._request.permit.spent
+        assert first is not None
+        return Unavailable(
+            f"{first.replica}: {first.reason}; then {self._replica}: {error.message}"
+        )
+
     def _handed_back(self, word: bytes) -> None:
         ways, permit = self._ways, self._request.permit
         link = ways.links.get(self._replica)
@@ -332,6 +355,8 @@ class Forwarding:
             link.delegations += 1
         try:
             handback = handback_of(self._replica, decode(word, pb.Handback), self._need)
+            if self._is_resumed:
+                raise self._failed_twice(Unavailable(handback.reason))
             permit.consume(handback)
         except AnyServeError as error:
             self._end(error)
@@ -356,10 +381,11 @@ class Forwarding:
     def _lost(self, none: NoRoute) -> AnyServeError:
         """Why there is no replica for it, with what those said that it was at."""
         error = none.error()
+        kind = Unavailable if self._is_resumed else type(error)
         spent = self._request.permit.spent
         if spent is not None and spent.reason not in error.message:
-            return type(error)(f"{error.message}; {spent.replica} said: {spent.reason}")
-        return error
+            return kind(f"{error.message}; {spent.replica} said: {spent.reason}")
+        return kind(error.message)
 
     # Its end.
 
@@ -378,6 +404,8 @@ class Forwarding:
         self._over = True
         self._stop_waiting()
         self._close(failure)
+        if self._kept is not None:
+            self._kept.drop()
         if self._span is not None:
             self._span.close(error=failure)
         if self._deadline is not None:

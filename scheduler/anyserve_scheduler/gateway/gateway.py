@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from anyserve_actors import Actor, Context, Detail
 
-from anyserve_scheduler.gateway.forwarding import Ways
+from anyserve_scheduler.gateway.ways import Ways
 
 
 class Gateway(Actor[None]):
@@ -21,6 +21,7 @@ class Gateway(Actor[None]):
             "in_flight": ways.in_flight,
             "retried": ways.retried,
             "delegated": ways.delegated,
+            "resumed": ways.resumed,
             "waiting": len(ways.unserved),
         }
 

@@ -12,9 +12,10 @@ from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER
 from anyserve.replica.inference import scan
 from anyserve.stream_errors import unwrapped
 from anyserve_scheduler.fleet import ReplicaState
-from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import incoming
 from anyserve_scheduler.gateway.service import GatewayService
+from anyserve_scheduler.gateway.ways import Ways
 
 
 class GatewayBackend:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
 from anyserve_protos.anyserve import v1 as pb
-from anyserve_protos.infer_wire import InferRequestHead
+from anyserve_protos.infer_wire import InferRequestHead, Parameter
 
 from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument
@@ -50,6 +50,8 @@ class Incoming:
     """Spent, where a replica handed the request over."""
     trace: Trace | None = None
     """Where it is in a trace; `metadata` says nothing of that."""
+    parameters: Mapping[str, Parameter] = attrs.field(factory=dict)
+    """Its own."""
 
 
 def incoming(
@@ -86,6 +88,7 @@ def incoming(
         blocks=_blocks(head.raw),
         permit=permit,
         trace=trace,
+        parameters=head.parameters,
     )
 
 

@@ -24,10 +24,10 @@ from anyserve.transport.rpc import ServerStream
 from anyserve_scheduler.channels import Channels
 from anyserve_scheduler.fleet import ReplicaState, ReplicaView
 from anyserve_scheduler.gateway.asking import Questions, Said
-from anyserve_scheduler.gateway.forwarding import Ways
 from anyserve_scheduler.gateway.merging import merged_index, merged_statistics, order_failure
 from anyserve_scheduler.gateway.stream import ForwardedStream
 from anyserve_scheduler.gateway.unary import ForwardedUnary
+from anyserve_scheduler.gateway.ways import Ways
 from anyserve_scheduler.routing import Hints, NoRoute
 
 _ATTEMPTS = 3

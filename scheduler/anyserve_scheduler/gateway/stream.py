@@ -15,8 +15,9 @@ from anyserve.stream_errors import stream_error
 from anyserve.transport.outbox import Outbox
 from anyserve.transport.rpc import ServerStream
 from anyserve.waiting import Waiter
-from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import incoming
+from anyserve_scheduler.gateway.ways import Ways
 
 
 class ForwardedStream:

@@ -9,8 +9,9 @@ from anyserve.replica.handback import MODEL_INFER
 from anyserve.replica.inference import scan
 from anyserve.transport.callback import UnaryCall
 from anyserve.transport.rpc import Buffer
-from anyserve_scheduler.gateway.forwarding import Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import incoming
+from anyserve_scheduler.gateway.ways import Ways
 
 
 class ForwardedUnary:

@@ -29,7 +29,7 @@ def no_route(need: Capability, hints: Hints, candidates: Candidates) -> NoRoute:
         near = [offer for index in candidates.indexes() for offer in index.near(need)]
         status, message = Status.NOT_FOUND, explain_absence(need, near)
     if hints.delegations:
-        message += "; it was handed back once already"
+        message += "; it was delegated once already"
     if could is None:
         return NoRoute(status, message)
     offer = could.offer

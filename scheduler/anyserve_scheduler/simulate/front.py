@@ -17,8 +17,9 @@ from anyserve.transport.outgoing import Answers
 from anyserve.transport.rpc import Buffer
 from anyserve_scheduler.demand import Demand
 from anyserve_scheduler.fleet import ReplicaView
-from anyserve_scheduler.gateway.forwarding import Client, Forwarding, Ways
+from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import Incoming, Metadata, incoming
+from anyserve_scheduler.gateway.ways import Client, Ways
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.messages import registration_of, report_of
 from anyserve_scheduler.registration import Heard

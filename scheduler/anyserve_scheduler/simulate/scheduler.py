@@ -15,7 +15,7 @@ from anyserve_protos.anyserve import v1 as pb
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.demand import Demand, DemandTerms, Verb
-from anyserve_scheduler.gateway.forwarding import Client
+from anyserve_scheduler.gateway.ways import Client
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.routing import Policy
 from anyserve_scheduler.simulate.attachment import Attachment

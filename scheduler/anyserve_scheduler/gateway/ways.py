@@ -1,0 +1,86 @@
+"""What passing requests on needs of the scheduler, and of whoever wants their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from anyserve.deadlines import Deadlines
+from anyserve.errors import AnyServeError
+from anyserve.intake import Intake
+from anyserve.transport.outgoing import Caller
+from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.gateway.resuming import Room
+from anyserve_scheduler.gateway.unserved import Unserved
+from anyserve_scheduler.links import Links
+from anyserve_scheduler.routing import Router
+from anyserve_scheduler.watched import WatchedRegistry
+
+LOAD_WAIT = 30.0
+"""Seconds that a request without a deadline waits for what is on demand."""
+
+
+class Client(Protocol):
+    """Whoever wants the answers; it is called in Trio's thread, and never waits."""
+
+    def on_messages(self, messages: Sequence[bytes]) -> None:
+        """The next answers, as the replica has sent them."""
+        ...
+
+    def on_end(self, error: AnyServeError | None) -> None:
+        """There are no more."""
+        ...
+
+
+class Reach(Protocol):
+    """How replicas are reached."""
+
+    def get(self, replica: ReplicaView) -> Caller | None:
+        """The channel to a replica, where there is one."""
+        ...
+
+    async def open(self, replica: ReplicaView) -> Caller:
+        """The channel to a replica, opened where there is none; raises `Unavailable`."""
+        ...
+
+
+class Ways:
+    """What forwarding needs of the scheduler."""
+
+    def __init__(
+        self,
+        registry: WatchedRegistry,
+        links: Links,
+        channels: Reach,
+        router: Router,
+        load_wait: float = LOAD_WAIT,
+    ) -> None:
+        """load_wait: seconds that a request without a deadline waits for what is on demand."""
+        self.registry = registry
+        self.links = links
+        self.channels = channels
+        self.router = router
+        self.load_wait = load_wait
+        self.unserved = Unserved(registry)
+        """The requests that wait for what is on demand."""
+        self.deadlines = Deadlines()
+        """Those of the requests on their way."""
+        self.nursery: trio.Nursery
+        """For what a request has to wait for."""
+        self.intake = Intake()
+        """Requests on their way, until the scheduler drains."""
+        self.retried = 0
+        """Requests that went on since a replica had not taken them."""
+        self.delegated = 0
+        """Requests that went on since a replica had handed them back."""
+        self.resumed = 0
+        """Requests that went on since a replica was lost with them."""
+        self.room = Room()
+        """For what is kept so that they can."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on their way."""
+        return self.intake.in_flight
