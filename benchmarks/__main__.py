@@ -15,6 +15,7 @@ from benchmarks import (
     http,
     memory,
     profile,
+    resume,
     scheduler_gateway,
     scheduler_registrations,
     scheduler_registry,
@@ -42,6 +43,7 @@ _BENCHMARKS: dict[str, Callable[[int], None]] = {
     "scheduler_routing": lambda rounds: scheduler_routing.run(),
     "scheduler_registrations": lambda rounds: scheduler_registrations.run(),
     "scheduler_gateway": scheduler_gateway.run,
+    "resume": resume.run,
 }
 
 

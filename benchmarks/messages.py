@@ -34,13 +34,13 @@ def shared_echo_request(floats: int, source: str, target: str) -> bytes:
     return bytes(pb.ModelInferRequest(model_name="echo", id="1", inputs=[tensor], outputs=[output]))
 
 
-def stream_request(stream: Stream) -> bytes:
-    """A ModelInferRequest to `stream`."""
+def stream_request(stream: Stream, capability: str = "stream") -> bytes:
+    """A ModelInferRequest to `stream`, or to what is like it."""
     numbers = np.array(stream.numbers(), np.int32)
     tensor = pb.ModelInferRequestInferInputTensor(
         name="INPUT0", datatype="INT32", shape=[len(numbers)]
     )
-    head = pb.ModelInferRequest(model_name="stream", id="1", inputs=[tensor])
+    head = pb.ModelInferRequest(model_name=capability, id="1", inputs=[tensor])
     return join_request(bytes(head), [numbers.tobytes()])
 
 

@@ -42,7 +42,9 @@ def run(rounds: int = ROUNDS) -> None:
         print_table(measure(cases, rounds), baseline=other)
     with front_door(*servers.WORK) as door, servers.grpc_aio() as other:
         cases = [
-            case(what, server, calls) for what, calls in STREAMS.items() for server in (door, other)
+            case(what, server, calls, capability)
+            for what, calls in STREAMS.items()
+            for server, capability in ((door, "stream"), (door, "resumable"), (other, "stream"))
         ]
         print_table(measure(cases, rounds), baseline=other, unit="message")
     print(f"A stream is {MESSAGES} messages.")
@@ -65,6 +67,18 @@ def await_echo(door: Server, request: bytes) -> None:
 @contextmanager
 def front_door(*options: str) -> Iterator[Server]:
     """A scheduler on the servers' core; its only replica, with `options`, is on the load's."""
+    with scheduler() as door:
+        replica = servers.replica(
+            *options, "--in-process", "--scheduler", door.address, cores=str(servers.LOAD_CORE)
+        )
+        with replica:
+            time.sleep(1)  # it registers
+            yield door
+
+
+@contextmanager
+def scheduler() -> Iterator[Server]:
+    """A scheduler without replicas."""
     arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning")
     with servers.child(*arguments) as process:
         assert process.stdout is not None
@@ -72,12 +86,7 @@ def front_door(*options: str) -> Iterator[Server]:
         address = next((match[1] for match in found if match), None)
         if address is None:
             raise CannotMeasure("the scheduler did not start: see above")
-        replica = servers.replica(
-            *options, "--in-process", "--scheduler", address, cores=str(servers.LOAD_CORE)
-        )
-        with replica:
-            time.sleep(1)  # it registers
-            yield Server("front door", address, proc.family(process.pid), process.stdout)
+        yield Server("front door", address, proc.family(process.pid), process.stdout)
 
 
 if __name__ == "__main__":

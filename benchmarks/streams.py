@@ -51,13 +51,14 @@ def cases(running: Sequence[Server]) -> list[Case]:
     ]
 
 
-def case(what: str, server: Server, calls: int | None = None) -> Case:
+def case(what: str, server: Server, calls: int | None = None, capability: str = "stream") -> Case:
     """One kind of stream on a server; raises `CannotMeasure` where it is answered wrongly.
 
-    calls: other than those of `WORK`.
+    calls: other than those of `WORK`. capability: one that is like `stream`.
     """
     wanted, usual = WORK[what]
-    request = stream_request(wanted)
+    request = stream_request(wanted, capability)
     size = check_stream(server.address, request, MESSAGES)
     load = Load(request, IN_FLIGHT, calls or usual, STREAM_INFER, MESSAGES)
-    return Case(what, server, load, size)
+    name = what if capability == "stream" else f"{what}, {capability}"
+    return Case(name, server, load, size)

@@ -52,6 +52,10 @@ async def stream(request: Request, context: Context) -> AsyncIterator[Response]:
         yield Response(outputs={"OUTPUT0": np.array([number], np.int32)})
 
 
+# What resuming costs is measured with it; it has no token ids, which are read after a loss alone.
+app.capability("resumable", resumable=True)(stream)
+
+
 @app.capability("hang")
 async def hang(request: Request, context: Context) -> AsyncIterator[Response]:
     """One response, then nothing until it is cancelled, which is noted at the path `INPUT0`."""
