@@ -1,7 +1,9 @@
-"""Apps that serve what SGLang serves: `attached` to servers that run."""
+"""Apps that serve what SGLang serves: `attached` to servers that run, or with one `owned`."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -14,6 +16,7 @@ from anyserve.engines.serving import embedding_app, text_app
 from anyserve.engines.sglang.client import Client, parse_url
 from anyserve.engines.sglang.discovery import generates
 from anyserve.engines.sglang.engine import SglangEngine
+from anyserve.engines.sglang.owned import OwnedSettings, open_owned
 from anyserve.engines.sglang.pool import EnginePool
 
 _MOST_SECONDS = 86_400
@@ -47,6 +50,30 @@ def attached(
     ]
     opened = partial(EnginePool.open, openers)
     return engine_app(opened, capability, generates=generates(urls[0], key, seconds))
+
+
+def owned(
+    model: str,
+    python: str = sys.executable,
+    args: str = "",
+    capability: str | None = None,
+    tokenizer: str | None = None,
+    load_time: str = "600",
+) -> App:
+    """An app that serves a model by an SGLang server of its own, which starts and ends with it.
+
+    model: a folder with a Hugging Face model, or a name on its hub.
+    python: the interpreter of an environment with SGLang.
+    args: more options of SGLang's server, as in a shell.
+    load_time: seconds until it has to be ready.
+    capability, tokenizer: as for `attached`.
+
+    Raises `ValueError` for an option that can't be read.
+    """
+    more = shlex.split(args)
+    settings = OwnedSettings(model, python, more, count("load_time", load_time, 1, _MOST_SECONDS))
+    opened = partial(open_owned, settings, Path(tokenizer) if tokenizer else None)
+    return engine_app(opened, capability, generates="--is-embedding" not in more)
 
 
 def engine_app(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
@@ -58,7 +59,7 @@ class Connection:
             raise elsewhere(Unavailable(f"SGLang at {peer} takes no connection")) from None
         except OSError as error:
             why = first_of(error.__cause__ or error)
-            words = getattr(why, "strerror", None) or why
+            words = os.strerror(why.errno) if isinstance(why, OSError) and why.errno else str(why)
             raise elsewhere(Unavailable(f"SGLang at {peer} can't be reached: {words}")) from None
         # The plain socket: a piece then costs no more than a wait and a system call.
         sock = socket.socket(fileno=stream.socket.detach())

@@ -38,6 +38,8 @@ class Health:
     load: EngineLoad = attrs.field(factory=lambda: EngineLoad(0, 0, 0))
     _down: str | None = None
     """Why no request can be served, else None."""
+    down_since: float | None = None
+    """When it was found to be down; `trio.current_time`."""
     _missed: int = 0
     _streams: set[TextStream] = attrs.field(factory=set)
 
@@ -57,6 +59,8 @@ class Health:
 
     def fail(self, why: str) -> None:
         """Refuse requests with that reason, and end the streams."""
+        if self._down is None:
+            self.down_since = trio.current_time()
         self._down = why
         for stream in self._streams:
             stream.fail(why)
@@ -78,15 +82,15 @@ class Health:
         except Unavailable as error:
             self._missed += 1
             if error.elsewhere or self._missed >= MISSED:
-                self._lose(error.message)
+                self.lose(error.message)
             return
         except AnyServeError as error:
-            self._lose(error.message)
+            self.lose(error.message)
             return
         self._missed = 0
         if self._down is not None:
             log.warning("SGLang at %s serves again", self.client.address)
-            self._down = None
+            self._down = self.down_since = None
         with suppress(AnyServeError):
             loads = await self.client.get("/v1/loads?include=core", Loads, within=PROBE_TIME)
             self.load = _load(loads, self.served.slots)
@@ -102,7 +106,8 @@ class Health:
                 )
             )
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """As `fail`, until the server answers again."""
         if self._down is None:
             log.warning("%s", why)
         self.fail(why)
