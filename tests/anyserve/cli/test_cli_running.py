@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -12,6 +13,14 @@ from anyserve.cli.running import run_async
 from anyserve.errors import AnyServeError, NotFound
 
 OPTIONS = argparse.Namespace()
+
+
+@pytest.fixture(autouse=True)
+def heeded_interrupt() -> Iterator[None]:
+    """Ctrl-C counts, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 async def waits(options: argparse.Namespace) -> None:
