@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+
+from prometheus_client import Metric
 
 from anyserve.http.access import Access
 from anyserve.http.backend import Backend
 from anyserve.http.exchange import Exchange
 from anyserve.http.kserve.door import KServe
+from anyserve.http.metrics.door import Metrics
 from anyserve.http.openai.door import OpenAIDoor
 from anyserve.http.parser import HttpLimits
 from anyserve.http.routes import Routes
@@ -16,12 +20,15 @@ from anyserve.http.settings import HttpConfig
 from anyserve.transport.address import TcpAddress
 
 
-def http_server(config: HttpConfig, backend: Backend) -> HttpServer:
-    """The server of `config`, whose doors ask `backend`."""
+def http_server(
+    config: HttpConfig, backend: Backend, collect: Callable[[], Iterable[Metric]]
+) -> HttpServer:
+    """The server of `config`, whose doors ask `backend`; collect: gives what `/metrics` shows."""
     routes = Routes(Access(config.keys, config.origins))
     _add_health(routes, backend)
     KServe(backend).add_to(routes)
     OpenAIDoor(backend).add_to(routes)
+    Metrics(collect).add_to(routes)
     limits = HttpLimits(body=config.max_body)
     return HttpServer(routes, TcpAddress(config.host, config.port), limits)
 

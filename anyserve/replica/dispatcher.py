@@ -16,6 +16,7 @@ from anyserve.offers import Offer
 from anyserve.replica.exchange import Calls, Executor
 from anyserve.replica.pool import Pool, State
 from anyserve.replica.sequences import Sequences
+from anyserve.replica.timings import Timings
 
 
 class Dispatcher(Actor[None]):
@@ -24,14 +25,22 @@ class Dispatcher(Actor[None]):
     It is called directly, in Trio's thread: a request takes no mailbox on its way.
     """
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """on_change: called after what is served may have changed."""
+    def __init__(
+        self, on_change: Callable[[], None] = lambda: None, *, is_timed: bool = False
+    ) -> None:
+        """on_change: called after what is served may have changed.
+
+        is_timed: whether the times of requests are kept for metrics.
+        """
         self._on_change = on_change
+        self._is_timed = is_timed
         self._pools: dict[str, Pool] = {}
         self._sequences: dict[str, Sequences] = {}
         self._matches: dict[tuple[str, str], list[Pool]] = {}
         """By the name and version of needs without attributes that something satisfies."""
         self._intake = Intake()
+        self.turned_away = 0
+        """Requests that no capability was found for, or that came while it drains."""
         self.deadlines = Deadlines()
         """Those of the requests in flight."""
         self.calls: Calls
@@ -75,7 +84,7 @@ class Dispatcher(Actor[None]):
     def declare(self, offer: Offer) -> Pool:
         """Make a capability known; it is not loaded by that."""
         if offer.name not in self._pools:
-            self._pools[offer.name] = Pool(offer)
+            self._pools[offer.name] = Pool(offer, Timings() if self._is_timed else None)
             self._matches.clear()
         return self._pools[offer.name]
 
@@ -172,6 +181,7 @@ class Dispatcher(Actor[None]):
     def begin(self) -> None:
         """A request has come; raises `Unavailable` where none is taken any more."""
         if self._intake.draining:
+            self.turned_away += 1
             raise elsewhere(Unavailable("the replica is draining"))
         self._intake.begin()
 

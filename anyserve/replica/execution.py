@@ -19,6 +19,7 @@ from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
 from anyserve.replica.pool import Pool, Seat, Ticket
 from anyserve.replica.sequences import OpenSequence
 from anyserve.replica.statistics import Outcome
+from anyserve.replica.timings import Timings
 
 if TYPE_CHECKING:
     from anyserve.replica.dispatcher import Dispatcher
@@ -75,6 +76,8 @@ class Execution:
     _over = True
     """Or not begun."""
     _batch = 1
+    _replied = 0.0
+    """When the last reply came, where that is timed."""
 
     def __init__(
         self, dispatcher: Dispatcher, call: Call, consumer: Consumer, name: str = "request"
@@ -171,9 +174,12 @@ class Execution:
 
     def on_reply(self, reply: Reply) -> None:
         """See `Listener`."""
+        pool = self._pool
+        assert pool is not None
+        pool.given += 1
+        if pool.timings is not None:
+            self._time_reply(pool.timings)
         self._answered = True
-        assert self._pool is not None
-        self._pool.given += 1
         self._consumer.on_reply(reply)
 
     def on_tokens(self, more: int) -> None:
@@ -188,7 +194,10 @@ class Execution:
         seat, self._seat, self._exchange = self._seat, None, None
         if self._part is not None:
             self._part.close()
-        self._pool.service_time.observe(now() - self._started)
+        served = now() - self._started
+        self._pool.service_time.observe(served)
+        if self._pool.timings is not None:
+            self._pool.timings.service.observe(served)
         self._pool.release(seat)
         if self._over:
             self._leave_sequence()
@@ -271,6 +280,8 @@ class Execution:
             pool.release(seat)
             raise
         self._seat = seat
+        if pool.timings is not None and not self._submitted:
+            pool.timings.queue.observe(self._started - self._arrived)
         self._submitted = True
 
     def _may_retry(self) -> bool:
@@ -319,7 +330,9 @@ class Execution:
             if self._exchange is None:
                 self._close_part()
             self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
-        if pool is not None:
+        if pool is None:
+            dispatcher.turned_away += 1
+        else:
             pool.statistics.record(
                 outcome,
                 seconds=ended - self._arrived,
@@ -327,6 +340,14 @@ class Execution:
                 batch=self._batch,
                 wall_ms=time.time_ns() // 1_000_000,
             )
+
+    def _time_reply(self, timings: Timings) -> None:
+        time = now()
+        if self._answered:
+            timings.between.observe(time - self._replied)
+        else:
+            timings.first.observe(time - self._arrived)
+        self._replied = time
 
     def _leave_sequence(self) -> None:
         if self._open is not None:

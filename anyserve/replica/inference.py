@@ -17,7 +17,7 @@ from anyserve_protos.infer_wire import (
 )
 
 from anyserve.capability import Attribute, need_of
-from anyserve.errors import InvalidArgument, ResourceExhausted
+from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
 from anyserve.region_parameters import BYTE_SIZE, REGION
@@ -88,7 +88,11 @@ class Inference:
         need = None if self.handback is None else self.handback.need(metadata)
         if need is None:
             need = need_of(head.model_name, head.parameters, texts.items(), head.model_version)
-        offer = self._dispatcher.match(need)[0].offer
+        try:
+            offer = self._dispatcher.match(need)[0].offer
+        except NotFound:
+            self._dispatcher.turned_away += 1
+            raise
         call = Call(
             need=need,
             head=head.head,

@@ -14,6 +14,7 @@ from anyserve.replica.exchange import Executor
 from anyserve.replica.policy import DeadlineQueue, ServiceTime, least_loaded, refusal
 from anyserve.replica.rate import Rate
 from anyserve.replica.statistics import Statistics
+from anyserve.replica.timings import Timings
 
 
 class State(enum.Enum):
@@ -66,8 +67,10 @@ class Ticket:
 class Pool:
     """Slots are taken at once where one is free, else in the order of deadlines."""
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: Offer, timings: Timings | None = None) -> None:
         self.offer = offer
+        self.timings = timings
+        """None where nobody asks for them."""
         self.state = State.UNAVAILABLE
         self.reason = "not loaded"
         """Why it is not ready, in words."""

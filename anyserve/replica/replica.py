@@ -118,7 +118,7 @@ class Replica:
         self.link: SchedulerLink | None = None
         """That to its scheduler; None where it runs alone."""
         self._orders: Orders | None = None
-        self.dispatcher = Dispatcher(on_change=self._changed)
+        self.dispatcher = Dispatcher(on_change=self._changed, is_timed=config.http is not None)
         self.repository = Repository(
             config.plan,
             self.dispatcher,
@@ -245,12 +245,16 @@ class Replica:
         # Only then, since a replica that speaks gRPC alone does without its libraries.
         from anyserve.http.site import http_server
         from anyserve.replica.http_backend import ReplicaBackend
+        from anyserve.replica.metrics import ReplicaMetrics
 
         assert self._config.http is not None
         backend = ReplicaBackend(
             self.dispatcher, self._inference, self._service.ask, self._is_ready
         )
-        self._http = http_server(self._config.http, backend)
+        metrics = ReplicaMetrics(
+            self.dispatcher, self._objects.arena, self._workers, lambda: self.link
+        )
+        self._http = http_server(self._config.http, backend, metrics.collect)
         return self._http
 
     def _new_admin(self) -> Listener:

@@ -92,6 +92,8 @@ class SchedulerLink(Actor[None]):
         """The last one granted; 0 before the first."""
         self.channel: Channel | None = None
         """To the scheduler; None while the replica is not registered."""
+        self.registrations = 0
+        """Times that the scheduler has granted one."""
         self.handed_back = 0
         """Requests of the scheduler that were not served here."""
         self.relayed = 0
@@ -175,6 +177,7 @@ class SchedulerLink(Actor[None]):
                 told = self._standing()
                 granted = await self._register(stream, told)
                 self.epoch = granted.epoch
+                self.registrations += 1
                 self._lease = granted.lease_ms / 1000
                 self._heard(self._lease)
                 self._want_full = False

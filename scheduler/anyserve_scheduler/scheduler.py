@@ -173,9 +173,14 @@ class Scheduler:
         # Only then, since a scheduler that speaks gRPC alone does without its libraries.
         from anyserve.http.site import http_server
         from anyserve_scheduler.gateway.http_backend import GatewayBackend
+        from anyserve_scheduler.gateway.meter import Meter
+        from anyserve_scheduler.gateway.metrics import SchedulerMetrics
 
         assert self._config.http is not None
-        self._http = http_server(self._config.http, GatewayBackend(self.ways, self._service))
+        backend = GatewayBackend(self.ways, self._service)
+        meter = self.ways.meter = Meter()
+        metrics = SchedulerMetrics(self.ways, meter)
+        self._http = http_server(self._config.http, backend, metrics.collect)
         return self._http
 
     def _new_admin(self) -> Listener:

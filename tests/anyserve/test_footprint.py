@@ -16,7 +16,14 @@ from anyserve.client import open_client
 LEFT_OUT = {
     "anyserve.cli": {
         *("numpy", "anyserve.client", "anyserve.tensors", "anyserve.worker"),
-        *("trio_asyncio", "google", "httptools", "msgspec", "anyserve.http.server"),
+        *(
+            "trio_asyncio",
+            "google",
+            "httptools",
+            "msgspec",
+            "prometheus_client",
+            "anyserve.http.server",
+        ),
     },
     "anyserve.worker.__main__": {
         *("betterproto2", "anyserve_protos.inference", "anyserve_protos.codec"),

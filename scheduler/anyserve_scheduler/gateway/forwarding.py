@@ -21,12 +21,14 @@ from anyserve.errors import (
 )
 from anyserve.needs import to_bytes
 from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
+from anyserve.replica.statistics import Outcome
 from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata, decode
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView, ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
+from anyserve_scheduler.gateway.meter import Passage, outcome_of
 from anyserve_scheduler.gateway.resuming import Kept, asking, of_same_model
 from anyserve_scheduler.gateway.ways import Client, Ways
 from anyserve_scheduler.links import Link
@@ -51,6 +53,8 @@ class Forwarding:
     _span: OpenSpan | None = None
     _sending: OpenSpan | None = None
     """Of the span: that it is at a replica."""
+    _passage: Passage | None = None
+    """What measures it, where somebody asks for that."""
     _waiting = False
     """Whether it waits for a capability to be loaded."""
     _wait_by = math.inf
@@ -78,12 +82,15 @@ class Forwarding:
 
     def start(self) -> None:
         """Send it; raises why it can't go anywhere, and is over then."""
-        request = self._request
+        request, meter = self._request, self._ways.meter
+        if meter is not None:
+            self._passage = Passage(meter, now())
         if request.trace is not None:
             self._span = traces.begin("front door", request.trace, need=str(self._need))
         try:
             self._route()
         except AnyServeError as error:
+            self._count(outcome_of(error, at_replica=False))
             if self._span is not None:
                 self._span.close(error=error.message)
             raise
@@ -92,12 +99,13 @@ class Forwarding:
         if self._request.deadline != math.inf:
             self._deadline = ways.deadlines.add(self._request.deadline, self._expire)
 
-    def cancel(self) -> None:
-        """Nobody wants the answers any more."""
+    def cancel(self, error: AnyServeError | None = None) -> None:
+        """Nobody wants the answers any more; error: what the client has read in one of them."""
         if not self._over:
             if self._call is not None:
                 self._call.cancel()
-            self._finish("cancelled")
+            self._count(Outcome.CANCELLED if error is None else Outcome.FAILED)
+            self._finish("cancelled" if error is None else error.message)
 
     def hold(self) -> None:
         """Take no more answers, so that the replica has to wait."""
@@ -126,6 +134,8 @@ class Forwarding:
             messages = kept.take(messages)
             if not messages:
                 return
+        if self._passage is not None:
+            self._passage.answered(len(messages), now())
         self._client.on_messages(messages)
 
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
@@ -184,12 +194,15 @@ class Forwarding:
         self._stop_waiting()
         decision, link = chosen
         self._replica = decision.replica
+        if self._passage is not None:
+            self._passage.sent(decision.capability.name)
         self._sent = ways.router.sent(self._need, hints, decision, time)
         self._send(decision, link.token)
 
     def _choose(self, hints: Hints, time: float) -> tuple[Decision, Link] | NoRoute:
         """The best replica, and its link, which is up."""
         while True:
+            self._ways.decisions += 1
             decision = self._ways.router.choose(self._need, hints, time)
             if isinstance(decision, NoRoute):
                 return decision
@@ -396,8 +409,13 @@ class Forwarding:
         self._end(DeadlineExceeded(f"the deadline passed before {what}"))
 
     def _end(self, error: AnyServeError | None) -> None:
+        self._count(outcome_of(error, at_replica=self._call is not None))
         self._finish(None if error is None else error.message)
         self._client.on_end(error)
+
+    def _count(self, outcome: Outcome) -> None:
+        if self._passage is not None:
+            self._passage.ended(outcome, now())
 
     def _finish(self, failure: str | None) -> None:
         """It is over; failure: why it was not served."""

@@ -116,7 +116,7 @@ class ForwardedInference:
             response = message if self._once else unwrapped(message)
             if isinstance(response, AnyServeError):
                 assert self._forwarding is not None
-                self._forwarding.cancel()
+                self._forwarding.cancel(response)
                 self.on_end(response)
             else:
                 self._responses += 1

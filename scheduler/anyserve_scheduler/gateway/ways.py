@@ -12,6 +12,7 @@ from anyserve.errors import AnyServeError
 from anyserve.intake import Intake
 from anyserve.transport.outgoing import Caller
 from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.gateway.meter import Meter
 from anyserve_scheduler.gateway.resuming import Room
 from anyserve_scheduler.gateway.unserved import Unserved
 from anyserve_scheduler.links import Links
@@ -71,6 +72,10 @@ class Ways:
         """For what a request has to wait for."""
         self.intake = Intake()
         """Requests on their way, until the scheduler drains."""
+        self.meter: Meter | None = None
+        """What measures the requests; None where nobody asks for that."""
+        self.decisions = 0
+        """Times that the router was asked where a request goes."""
         self.retried = 0
         """Requests that went on since a replica had not taken them."""
         self.delegated = 0

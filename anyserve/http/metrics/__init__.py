@@ -1,0 +1,1 @@
+"""`/metrics`: what the process counts, for Prometheus."""
