@@ -68,6 +68,8 @@ class Response:
     parameters: Mapping[str, Attribute] = attrs.field(factory=dict)
     tokens: int = 1
     """How many tokens a decoupled handler's response has: the fleet is shown tokens per second."""
+    prompt_tokens: int = 0
+    """How many the prompt had, said with one of a decoupled handler's responses, for metrics."""
 
 
 @attrs.frozen

@@ -86,10 +86,10 @@ class TextRequest:
     outputs: frozenset[str]
     """The outputs that responses have."""
 
-    def response(self, delta: Delta, tokens: int) -> Response:
+    def response(self, delta: Delta, tokens: int, *, is_first: bool) -> Response:
         """The response that brings `delta`.
 
-        tokens: how many came with it.
+        tokens: how many came with it. is_first: whether none was brought before it.
 
         Every response has all outputs, since a client that asked for one would otherwise get an
         error; before the last one the reason is empty.
@@ -108,7 +108,8 @@ class TextRequest:
                 "logprobs": json.dumps([_logprob(token) for token in delta.logprobs]),
             }
         outputs = {name: values[name] for name in OUTPUTS if name in self.outputs}
-        return Response(outputs, tokens=tokens)
+        prompt_tokens = delta.usage.prompt_tokens if is_first else 0
+        return Response(outputs, tokens=tokens, prompt_tokens=prompt_tokens)
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

@@ -81,10 +81,10 @@ def declare_text(app: App, capability: str, engine: FindEngine) -> None:
             async for delta in deltas:
                 piece = delta if asked.stream else joiner.add(delta)
                 if piece is not None:
-                    tokens = piece.usage.output_tokens
+                    tokens, is_first = piece.usage.output_tokens, not told
                     before = told.get(piece.index, len(asked.resume))
                     told[piece.index] = tokens
-                    yield asked.response(piece, tokens - before)
+                    yield asked.response(piece, tokens - before, is_first=is_first)
 
 
 def declare_embedding(

@@ -30,7 +30,7 @@ _REQUEST = struct.Struct("<dHHI")
 _ERROR = struct.Struct("<H")
 _CALL = struct.Struct("<I?")
 _U32 = struct.Struct("<I")
-_I32 = struct.Struct("<i")
+_TOKENS = struct.Struct("<iI")
 
 MAX_BODY = 0xFFFF_FFFF
 """Bytes that a frame's body can have; message limits are well under it."""
@@ -69,7 +69,7 @@ class Kind(enum.IntEnum):
     CALLED = 22  # replica: a whole ModelInferResponse
     CALL_END = 23  # replica: there are no more
     CALL_ERROR = 24  # replica: what was called has failed
-    TOKENS = 25  # worker: a response has so many tokens more than one
+    TOKENS = 25  # worker: a response has so many tokens more than one, its prompt so many
     CALLED_PARTS = 26  # replica: what is called has answered, in parts, some of them lent
     CALL_TAKEN = 27  # worker: the oldest such answer has been copied
 
@@ -139,14 +139,14 @@ def decode_credit(frame: Frame) -> int:
     return credit
 
 
-def encode_tokens(call: int, more: int) -> bytes:
-    """`more`: than one; -1 for a response that has none."""
-    return encode(Kind.TOKENS, call, _I32.pack(more))
+def encode_tokens(call: int, more: int, prompt: int) -> bytes:
+    """`more`: than one; -1 for a response that has none. prompt: those of the prompt, said once."""
+    return encode(Kind.TOKENS, call, _TOKENS.pack(more, prompt))
 
 
-def decode_tokens(frame: Frame) -> int:
-    more: int = _I32.unpack(frame.body)[0]
-    return more
+def decode_tokens(frame: Frame) -> tuple[int, int]:
+    more, prompt = _TOKENS.unpack(frame.body)
+    return more, prompt
 
 
 def encode_end(call: int, batch: int) -> bytes:

@@ -171,7 +171,7 @@ class Connection:
         elif kind == Kind.ERROR:
             self._end(frame.call, error=frames.decode_error(frame))
         elif kind == Kind.TOKENS:
-            exchange.on_tokens(frames.decode_tokens(frame))
+            exchange.on_tokens(*frames.decode_tokens(frame))
         elif kind in (Kind.CALL, Kind.CALL_CREDIT, Kind.CALL_CANCEL, Kind.CALL_TAKEN):
             exchange.on_called(frame)
 

@@ -65,8 +65,8 @@ class Listener(Protocol):
         """The next reply, whose buffers are the listener's to release."""
         ...
 
-    def on_tokens(self, more: int) -> None:
-        """The last reply has so many tokens more than one."""
+    def on_tokens(self, more: int, prompt: int) -> None:
+        """The last reply has so many tokens more than one, and the prompt so many."""
         ...
 
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
@@ -104,10 +104,10 @@ class Exchange(ABC):
         else:
             self._listener.on_reply(reply)
 
-    def on_tokens(self, more: int) -> None:
-        """The last reply has so many tokens more than one."""
+    def on_tokens(self, more: int, prompt: int) -> None:
+        """The last reply has so many tokens more than one, and the prompt so many."""
         if not self._closed:
-            self._listener.on_tokens(more)
+            self._listener.on_tokens(more, prompt)
 
     def end(self, batch: int = 1, error: AnyServeError | None = None) -> None:
         """The handler has returned, or failed with `error`. Only the first call counts."""

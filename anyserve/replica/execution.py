@@ -182,10 +182,11 @@ class Execution:
         self._answered = True
         self._consumer.on_reply(reply)
 
-    def on_tokens(self, more: int) -> None:
+    def on_tokens(self, more: int, prompt: int) -> None:
         """See `Listener`."""
         assert self._pool is not None
         self._pool.given += more
+        self._pool.prompted += prompt
 
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
         """See `Listener`."""

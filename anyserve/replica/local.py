@@ -106,9 +106,9 @@ class _LocalExchange(Exchange):
             # Copied as on the link: the handler may go on to use its arrays.
             self.deliver(Reply((b"".join(response),)))
 
-    def count(self, more: int) -> None:
+    def count(self, more: int, prompt: int) -> None:
         """See `Sink`."""
-        self.on_tokens(more)
+        self.on_tokens(more, prompt)
 
 
 class LocalExecutor:

@@ -88,6 +88,12 @@ class ReplicaMetrics:
             _summed(_decoupled(pools), lambda pool: pool.given),
             _CAPABILITY,
         )
+        yield counter(
+            "anyserve_prompt_tokens",
+            "Tokens of prompts, where the handler says how many one has",
+            _summed(_decoupled(pools), lambda pool: pool.prompted),
+            _CAPABILITY,
+        )
 
     def _workers_and_memory(self) -> Iterable[Metric]:
         nodes = [

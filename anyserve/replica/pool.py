@@ -85,6 +85,8 @@ class Pool:
         """Requests that hold a slot, also where their worker is on its way out or gone."""
         self.given = 0
         """Responses so far; where the handler says how many tokens one has, those."""
+        self.prompted = 0
+        """Tokens of prompts so far, where the handler says how many one has."""
         self.rate = Rate()
         """Of `given`, for the one who reports it."""
         self.service_time = ServiceTime()

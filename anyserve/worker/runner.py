@@ -47,8 +47,8 @@ class Sink(Protocol):
         """Send one, and use up its credit. Pieces are copied, or lent where they are large."""
         ...
 
-    def count(self, more: int) -> None:
-        """Say that the one sent has so many tokens more than one."""
+    def count(self, more: int, prompt: int) -> None:
+        """Say that the one sent has so many tokens more than one, and the prompt so many."""
         ...
 
 
@@ -119,8 +119,8 @@ class HandlerRunner:
                         if not sink.credit:
                             await sink.until_credit()
                         sink.send(encoder.encode(response))
-                        if response.tokens != 1:
-                            sink.count(response.tokens - 1)
+                        if response.tokens != 1 or response.prompt_tokens:
+                            sink.count(response.tokens - 1, response.prompt_tokens)
         except (Exception, SystemExit, BaseExceptionGroup) as error:
             if _is_cancellation(error):
                 raise

@@ -80,9 +80,9 @@ class _Running:
         self.credit -= 1
         self._session.respond(self._call, response)
 
-    def count(self, more: int) -> None:
+    def count(self, more: int, prompt: int) -> None:
         """See `Sink`."""
-        self._session.tell(frames.encode_tokens(self._call, more))
+        self._session.tell(frames.encode_tokens(self._call, more, prompt))
 
     def on_frame(self, frame: Frame) -> None:
         """The replica says something of this call."""

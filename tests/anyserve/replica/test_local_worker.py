@@ -81,7 +81,7 @@ class Heard:
     def on_reply(self, reply: Reply) -> None:
         self.replies += 1
 
-    def on_tokens(self, more: int) -> None: ...
+    def on_tokens(self, more: int, prompt: int) -> None: ...
 
     def on_ended(self, batch: int, error: AnyServeError | None) -> None:
         self.ends.append(error)

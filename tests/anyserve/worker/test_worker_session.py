@@ -57,7 +57,8 @@ async def asks(request: Request, context: Context) -> AsyncIterator[Response]:
 @app.capability("words")
 async def words(request: Request, context: Context) -> AsyncIterator[Response]:
     for tokens in (1, 5, 0):
-        yield Response(outputs={"n": tokens}, tokens=tokens)
+        prompt_tokens = 0 if tokens else 9
+        yield Response(outputs={"n": tokens}, tokens=tokens, prompt_tokens=prompt_tokens)
 
 
 @app.capability("forever")
@@ -155,9 +156,9 @@ async def test_what_a_response_has_more_or_less_than_one_token_is_said_behind_it
         await replica.start(1, "words")
         kinds = [(frame := await replica.next()).kind, (await replica.next()).kind]
         assert kinds == [Kind.RESPONSE, Kind.RESPONSE]
-        assert frames.decode_tokens(await replica.next()) == 4
+        assert frames.decode_tokens(await replica.next()) == (4, 0)
         assert (await replica.next()).kind == Kind.RESPONSE
-        assert frames.decode_tokens(frame := await replica.next()) == -1
+        assert frames.decode_tokens(frame := await replica.next()) == (-1, 9)
         assert frame.call == 1
         assert (await replica.next()).kind == Kind.END
 

@@ -142,3 +142,18 @@ def test_a_key_guards_the_metrics_too(start_replica: Any) -> None:
     request.add_header("authorization", "Bearer secret")
     with urllib.request.urlopen(request, timeout=20) as answer:
         assert answer.status == 200
+
+
+def test_tokens_are_counted_as_engines_tell_them(scripted_replica: Any) -> None:
+    door = scripted_replica.http
+    path = "/v2/models/decode/generate"
+    for stream in (True, False):
+        before = scrape(door)
+        body = {"text_input": "one two three", "max_tokens": 5, "stream": stream}
+        status, text = ask(door, path + ("_stream" if stream else ""), body)
+        assert status == 200
+        last = json.loads(text.split("data: ")[-1])
+        found = scrape(door)
+        for name, told in (("prompt", "input"), ("output", "output")):
+            counts = [each[f"anyserve_{name}_tokens_total"]["decode",] for each in (before, found)]
+            assert counts[1] - counts[0] == last[f"num_{told}_tokens"] > 1
