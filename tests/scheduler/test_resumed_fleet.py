@@ -72,6 +72,12 @@ def kill(live: Any) -> None:
     os.kill(live.process.pid, signal.SIGKILL)
 
 
+def children(live: Any) -> list[int]:
+    """The process ids of a replica's workers."""
+    pid = live.process.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.fixture
 async def fleet(tmp_path: Path, start_replica: Any) -> AsyncIterator[Fleet]:
     terms = LeaseTerms(lease=100, interval=50)
@@ -232,6 +238,22 @@ async def test_an_engine_that_is_gone_has_another_go_on(fleet: Fleet) -> None:
     with pytest.raises(Unavailable, match=r": as the script says; then \w: as the script says"):
         await collect(told, responses)
     assert text(responses) == "xy"
+    assert fleet.resumed == 1
+
+
+async def test_a_worker_that_is_killed_loses_no_text(fleet: Fleet) -> None:
+    live = await fleet.start("a", *SCRIPTED)
+    responses: list[Result] = []
+
+    async def kill_worker() -> None:
+        await fleet.start("b", *SCRIPTED)
+        (worker,) = children(live)
+        os.kill(worker, signal.SIGKILL)
+
+    told = script(fleet.door, pieces=list("abcdefghij" * 4), pause=0.2)
+    await collect(told, responses, {2: kill_worker})
+    assert text(responses) == "abcdefghij" * 4
+    assert counts(responses) == [*range(1, 41), 40]
     assert fleet.resumed == 1
 
 

@@ -161,6 +161,43 @@ def test_a_stream_that_is_resumed_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     assert any("was given message 0 after" in what for what in result.violations)
 
 
+def resumable(**changes: object) -> Scenario:
+    """Streams of 20 tokens, and a crash every other second."""
+    fault = '[[faults]]\nkind = "crash"\nat = 1\nduration = 1\nevery = 2\n'
+    scenario = quiet(fault)
+    (traffic,), (group,) = scenario.traffic, scenario.groups
+    (offer,) = group.offers
+    group = attrs.evolve(group, offers=(attrs.evolve(offer, resumable=True, slots=8),))
+    traffic = attrs.evolve(traffic, **{"answers": 20, "service": 0.4, **changes})
+    return attrs.evolve(scenario, groups=(group,), traffic=(traffic,))
+
+
+@pytest.mark.parametrize("answers", [20, 1])
+def test_what_is_resumable_survives_every_crash(answers: int) -> None:
+    result = run(resumable(answers=answers))
+    assert result.outcomes == {"answered": 400}
+    assert result.resumed > 10
+    assert not result.violations
+
+
+def test_what_was_delegated_does_not_survive_and_has_one_outcome() -> None:
+    result = run(resumable(direct=1.0, rate=60.0))
+    assert not result.violations
+    assert total(result) == 400
+    assert result.delegated > 0
+    assert result.outcomes["unavailable"] > 0
+
+
+def test_a_token_that_comes_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyserve_scheduler.gateway import resuming
+
+    def short(messages: list[bytes]) -> list[int]:
+        return list(range(len(messages) - 1))
+
+    monkeypatch.setattr(resuming, "_token_ids", short)
+    assert any("was given message" in what for what in run(resumable()).violations)
+
+
 def test_replicas_that_drain_in_turn_fail_no_request() -> None:
     faults = "".join(
         f'[[faults]]\nkind = "drain"\nreplica = "d-{turn}"\n'

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import pytest
 from anyserve_scheduler.registration import LeaseTerms
 from anyserve_scheduler.routing import POLICIES
@@ -28,6 +29,10 @@ from anyserve.deadlines import Deadlines
 GROUPS = (
     GroupSpec("d", 2, (OfferSpec(Capability("decode"), slots=1, queue=1),)),
     GroupSpec("h", 1, (OfferSpec(Capability("decode.heavy"), slots=1, queue=0),)),
+)
+RESUMABLE = tuple(
+    attrs.evolve(group, offers=tuple(attrs.evolve(offer, resumable=True) for offer in group.offers))
+    for group in GROUPS
 )
 NEEDS = tuple(Capability(name) for name in ("decode", "decode.heavy"))
 REPLICAS = [id for group in GROUPS for id in group.ids]
@@ -72,7 +77,7 @@ def faults(draw: st.DrawFn) -> FaultSpec:
 scenarios = st.builds(
     Scenario,
     name=st.just("searched"),
-    groups=st.just(GROUPS),
+    groups=st.sampled_from([GROUPS, RESUMABLE, (RESUMABLE[0], GROUPS[1])]),
     traffic=st.just(()),
     faults=st.lists(faults(), max_size=6).map(tuple),
     seed=st.integers(0, 3),

@@ -19,6 +19,7 @@ from anyserve_scheduler.demand import Demand
 from anyserve_scheduler.fleet import ReplicaView
 from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import Incoming, Metadata, incoming
+from anyserve_scheduler.gateway.resuming import ROOM
 from anyserve_scheduler.gateway.ways import Client, Ways
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.messages import registration_of, report_of
@@ -275,6 +276,7 @@ class Front:
             "requests": self.ways.in_flight,
             "deadlines": len(self.ways.deadlines),
             "requests in its router's book": self.router.open,
+            "bytes kept of requests": ROOM - self.ways.room.free,
         }
 
     def leaks(self) -> list[str]:

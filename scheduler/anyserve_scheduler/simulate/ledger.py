@@ -12,6 +12,7 @@ import attrs
 
 from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded, Unavailable
 from anyserve.replica.inference import scan
+from anyserve_scheduler.simulate.answers import number_of
 from anyserve_scheduler.simulate.arrivals import Arrival
 
 ANSWERED = "answered"
@@ -34,6 +35,8 @@ class Request:
     """When its handler was started."""
     handed_back: list[str] = attrs.field(factory=list)
     """Replicas that did not serve it and said so, for another one to do it."""
+    begun: int = 0
+    """How often that was."""
     received: int = 0
     """Messages that its client has been answered with."""
     refused: bool = False
@@ -105,10 +108,19 @@ class Ledger:
         if request is not None:
             request.lost = True
 
-    def was_begun(self, request: Request, now: float, blocks: int, hits: int) -> None:
-        """Its handler starts; `hits` of its prompt's `blocks` were cached there."""
-        self.check(math.isnan(request.began), f"request {request.number} was begun twice")
-        request.began = now
+    def was_begun(
+        self, request: Request, now: float, blocks: int, hits: int, resumable: bool
+    ) -> None:
+        """Its handler starts; `hits` of its prompt's `blocks` were cached there.
+
+        resumable: whether the handler may go on where another was killed.
+        """
+        request.begun += 1
+        if request.begun == 1:
+            request.began = now
+        else:
+            may = resumable and request.lost and request.begun == 2 and not request.handed_back
+            self.check(may, f"request {request.number} was begun twice")
         self.blocks += blocks
         self.hits += hits
 
@@ -116,8 +128,8 @@ class Ledger:
         """Its client hears these."""
         for message in messages:
             self.check(
-                request.outcome is None and int(message) == request.received,
-                f"request {request.number} was given message {int(message)} after"
+                request.outcome is None and number_of(message) == request.received,
+                f"request {request.number} was given message {number_of(message)} after"
                 f" {request.received}, {request.outcome or 'in its midst'}",
             )
             request.received += 1

@@ -105,7 +105,12 @@ class Process:
         self._handback = Handback(lambda: link, self.dispatcher.deadlines)
         self.alarm = Alarm(replica.loop, self._expire)
         for name, spec in replica.offers.items():
-            offer = Offer(spec.capability, concurrency=spec.slots, queue=spec.queue)
+            offer = Offer(
+                spec.capability,
+                concurrency=spec.slots,
+                queue=spec.queue,
+                resumable=spec.resumable,
+            )
             self.dispatcher.declare(offer).on_demand = spec.on_demand
             if not spec.on_demand:
                 self._loaded(name)

@@ -20,6 +20,7 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("prefix hit rate", lambda r: f"{r.hit_rate:.3f}"),
     ("delegated", lambda r: f"{r.delegated:,}"),
     ("not taken, sent on", lambda r: f"{r.retried:,}"),
+    ("resumed", lambda r: f"{r.resumed:,}"),
     ("loads and unloads", lambda r: f"{r.loads:,} {r.unloads:,}"),
     ("decisions", lambda r: f"{r.decisions:,}"),
     ("decision, mean, µs", lambda r: f"{r.decision_mean * 1e6:.1f}"),

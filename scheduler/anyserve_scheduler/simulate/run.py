@@ -209,6 +209,7 @@ class _Run:
             hit_rate=ledger.hits / ledger.blocks if ledger.blocks else 0.0,
             delegated=ledger.delegated,
             retried=scheduler.retried,
+            resumed=scheduler.resumed,
             loads=scheduler.actions[Verb.LOAD],
             unloads=scheduler.actions[Verb.UNLOAD],
             decisions=len(costs),

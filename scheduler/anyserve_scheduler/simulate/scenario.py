@@ -39,6 +39,8 @@ class OfferSpec:
     """Not loaded at first; the scheduler may ask for it, and for it to go."""
     load_time: float = 5.0
     """That loading it takes."""
+    resumable: bool = False
+    """What is lost in its midst may go on at another replica."""
 
 
 @attrs.frozen
@@ -226,6 +228,7 @@ def _offer(table: _Table) -> OfferSpec:
         speed=table.number("speed", 1.0, least=1e-6),
         on_demand=table.flag("on_demand", False),
         load_time=table.number("load_time", 5.0),
+        resumable=table.flag("resumable", False),
     )
     table.done()
     return offer

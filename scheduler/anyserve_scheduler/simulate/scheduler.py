@@ -48,6 +48,8 @@ class Scheduler:
     """What replicas were asked for."""
     _retried: int = 0
     """Those of processes that are gone."""
+    _resumed: int = 0
+    """As well."""
     costs: array[float] = attrs.field(factory=lambda: array("d"))
     """Seconds of this machine's time, of each decision."""
     _started: int = 0
@@ -66,6 +68,11 @@ class Scheduler:
     def retried(self) -> int:
         """Times that a request went on since a replica had not taken it."""
         return self._retried + (0 if self.front is None else self.front.ways.retried)
+
+    @property
+    def resumed(self) -> int:
+        """Requests that went on since a replica was lost with them."""
+        return self._resumed + (0 if self.front is None else self.front.ways.resumed)
 
     def receive(self, handle: Callable[..., None], *values: Any) -> None:
         """See `Node`."""
@@ -154,6 +161,7 @@ class Scheduler:
             return
         front.kill()
         self._retried += front.ways.retried
+        self._resumed += front.ways.resumed
         for what, count in front.requests().items():
             self.ledger.check(not count, f"the scheduler was killed and left {count} {what}")
 

@@ -50,6 +50,8 @@ class Result:
     """Requests that a replica handed back."""
     retried: int
     """Times that a request went on since a replica had not taken it."""
+    resumed: int
+    """Requests that went on since a replica was lost with them."""
     loads: int
     """Capabilities that a replica was asked to load."""
     unloads: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from anyserve.errors import Cancelled
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Call, Exchange, Listener, Reply
+from anyserve_scheduler.simulate import answers
 from anyserve_scheduler.simulate.ledger import Ledger
 from anyserve_scheduler.simulate.loop import Loop
 from anyserve_scheduler.simulate.scenario import OfferSpec
@@ -37,21 +38,21 @@ class PrefixCache:
 
 
 class Work(Exchange):
-    """One request that is run: so many answers, at even distances."""
+    """One request that is run: its answers, of which there is one at least, at even distances."""
 
     def __init__(
         self,
         listener: Listener,
-        answers: int,
+        answers: Iterable[bytes],
         when_due: Callable[[Callable[[], None]], None],
         soon: Callable[[Callable[[], None]], None],
     ) -> None:
         """when_due, soon: call what they are given when the next answer is due, or at once."""
         super().__init__(listener)
-        self._answers = answers
+        self._answers = iter(answers)
         self._when_due = when_due
         self._soon = soon
-        self._given = 0
+        self._next = next(self._answers)
 
     def on_cancelled(self) -> None:
         self._soon(self._stopped)
@@ -67,11 +68,12 @@ class Work(Exchange):
         """The handler gives its next answer, and returns with the last."""
         if self.ended:
             return
-        self.deliver(Reply((b"%d" % self._given,)))
-        self._given += 1
-        if self._given == self._answers:
+        self.deliver(Reply((self._next,)))
+        following = next(self._answers, None)
+        if following is None:
             self.end()
         else:
+            self._next = following
             self.go_on()
 
     def _stopped(self) -> None:
@@ -107,19 +109,27 @@ class SimulatedWorker:
     def submit(self, call: Call, offer: Offer, listener: Listener) -> Exchange:
         """See `Executor`. A request that nobody waits for any more takes its time, too."""
         request = self._ledger.open.get(int(call.request_id))
-        seconds, answers = 0.0, 1
+        seconds, count = 0.0, 1
+        said: list[bytes] = [answers.message(0)]
         if request is not None:
             spec, arrival = self._offers[offer.name], request.arrival
-            answers = arrival.traffic.answers
+            count = arrival.traffic.answers
+            if count > 1 and spec.resumable:
+                begin = answers.said_before(call.head)
+                said = [answers.token(each, each == count - 1) for each in range(begin, count)]
+            else:
+                said = [answers.message(each) for each in range(count)]
             hits = self._caches[offer.name].take(arrival.blocks) if arrival.blocks else 0
             missed = len(arrival.blocks) - hits
             seconds = (arrival.service / spec.speed + missed * spec.block_time) * self.slowness
-            self._ledger.was_begun(request, self._loop.now, len(arrival.blocks), hits)
+            self._ledger.was_begun(
+                request, self._loop.now, len(arrival.blocks), hits, spec.resumable
+            )
         after = self._loop.after
         work = Work(
             listener,
-            answers,
-            partial(after, seconds / answers, self._act),
+            said,
+            partial(after, seconds / count, self._act),
             partial(after, 0.0, self._act),
         )
         work.go_on()
