@@ -80,9 +80,9 @@ class Kept:
             return messages
         if is_error(messages[-1]):
             failure = unwrapped(messages[-1])
-            assert isinstance(failure, AnyServeError)
-            self.failure = failure
-            messages = messages[:-1]
+            if isinstance(failure, AnyServeError):
+                self.failure = failure
+                messages = messages[:-1]
         if self.resumed:
             self._forget("it has done so once")
         elif not self._why:
@@ -100,7 +100,7 @@ class Kept:
             ids = _token_ids(self._messages)
             if ids is None:
                 return False
-            before = json.loads(str(self._request.parameters.get(RESUME_IDS, "[]")))
+            before = _ids_before(self._request)
             resume = {RESUME_IDS: json.dumps([*before, *ids], separators=(",", ":"))}
             self.behind += encode_response_head("", "", "", resume, ())
             self.begun = True
@@ -159,6 +159,17 @@ def of_same_model(need: Capability, offer: OfferView) -> Capability:
     model = offer.capability.attributes.get("model")
     attributes = need.attributes if model is None else {**need.attributes, "model": model}
     return attrs.evolve(need, attributes=attributes, version=offer.capability.version)
+
+
+def _ids_before(request: Incoming) -> list[int]:
+    """Those that the client itself has the text go on after; raises `Unavailable` for others."""
+    try:
+        ids = json.loads(str(request.parameters.get(RESUME_IDS, "[]")))
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list):
+        raise Unavailable(f"it can't go on elsewhere: its {RESUME_IDS} are no list")
+    return ids
 
 
 def _token_ids(messages: Sequence[bytes]) -> list[int] | None:
