@@ -151,6 +151,18 @@ def start_replica(tmp_path: Path, transport: str) -> Iterator[StartReplica]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def start_session_replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartReplica]:
+    """Start replicas that serve until the tests end: for what takes long to load."""
+    with ExitStack() as stack:
+
+        def start(*options: str) -> LiveReplica:
+            log = tmp_path_factory.mktemp("replica") / "log"
+            return stack.enter_context(running_replica(log, *options))
+
+        yield start
+
+
 @attrs.frozen
 class Refusal:
     """How a call failed."""

@@ -1,0 +1,173 @@
+"""The real SGLang, owned by one replica and attached to by another: texts, aborts, deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import trio
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from anyserve.engines.interface import Delta
+from anyserve.engines.sampling import Sampling
+from anyserve.engines.sglang.client import Client, parse_url
+from anyserve.engines.sglang.engine import SglangEngine
+
+pytestmark = pytest.mark.timeout(600)
+
+CAPITAL = "The capital of France is"
+EMOJI = "Say hello to 你好 😀🎉: 😀🎉😀🎉"
+
+
+def ask(replica: Any, prompt: str, **parameters: Any) -> str:
+    """One text by tritonclient."""
+    data = InferInput("text_input", [1], "BYTES")
+    data.set_data_from_numpy(np.array([prompt.encode()], np.object_))
+    said: list[Any] = []
+    timeout = parameters.pop("timeout", 60)
+    with InferenceServerClient(replica.address) as client:
+        client.start_stream(lambda result, error: said.append(error or result), timeout)
+        client.async_stream_infer(
+            "decode", [data], parameters=parameters, enable_empty_final_response=True
+        )
+        client.stop_stream()
+    for result in said:
+        if isinstance(result, InferenceServerException):
+            raise result
+    texts = [result.as_numpy("text_output") for result in said]
+    return "".join(text[0].decode() for text in texts if text is not None)
+
+
+async def deltas(engine: SglangEngine, prompt: str, **sampling: Any) -> list[Delta]:
+    resume = sampling.pop("resume", ())
+    return [d async for d in engine.generate(prompt, Sampling(**sampling), resume=resume)]
+
+
+def test_greedy_text_is_what_sglang_says_itself(owner: Any, attached: Any, server: Any) -> None:
+    expected = server.greedy(CAPITAL, 6)
+    assert "Paris" in expected
+    assert ask(owner, CAPITAL, max_tokens=6) == expected
+    assert ask(attached, CAPITAL, max_tokens=6, stream=True) == expected
+
+
+def test_the_openai_client_chats_with_it(attached: Any) -> None:
+    with openai.OpenAI(base_url=f"http://{attached.http}/v1", api_key="none") as client:
+        assert "smol" in [model.id for model in client.models.list()]
+        stream = client.chat.completions.create(
+            model="smol",
+            messages=[{"role": "user", "content": "Say yes."}],
+            max_tokens=4,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        *chunks, last = list(stream)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert last.usage is not None
+        assert last.usage.completion_tokens == 4
+
+
+async def test_what_is_asked_for_is_kept_to(server: Any) -> None:
+    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
+        choice = await deltas(engine, "The answer is ", regex="(never|always)", max_tokens=8)
+        assert re.fullmatch("never|always", "".join(d.text for d in choice))
+        schema = json.dumps({"type": "object", "properties": {}, "additionalProperties": False})
+        made = await deltas(engine, "JSON:", json_schema=schema, max_tokens=12)
+        assert json.loads("".join(d.text for d in made)) == {}
+        told = await deltas(engine, CAPITAL, logprobs=True, top_logprobs=2, max_tokens=1)
+        [likely] = told[0].logprobs
+        assert likely.token.decode() == told[0].text
+        assert len(likely.top) == 2
+        stopped = await deltas(engine, "1 2 3 4 5 6 7", stop=("9",), max_tokens=12)
+        assert "9" not in "".join(d.text for d in stopped)
+        assert stopped[-1].finish_reason == "stop"
+
+
+async def test_characters_stay_whole_and_a_text_goes_on_where_it_broke_off(server: Any) -> None:
+    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
+        whole = await deltas(engine, EMOJI, max_tokens=6, return_token_ids=True)
+        text = "".join(d.text for d in whole)
+        assert "🎉" in text
+        assert "�" not in text
+        for count in range(1, len(whole)):
+            ids = [token for d in whole[:count] for token in d.token_ids]
+            rest = await deltas(engine, EMOJI, max_tokens=6, resume=ids)
+            assert "".join(d.text for d in whole[:count] + rest) == text
+            assert rest[-1].usage.output_tokens == whole[-1].usage.output_tokens
+            assert rest[-1].usage.prompt_tokens == whole[-1].usage.prompt_tokens
+
+
+def test_a_deadline_reaches_sglang(attached: Any, server: Any) -> None:
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        ask(attached, "Once", max_tokens=1000, ignore_eos=True, stream=True, timeout=1.5)
+    server.until(lambda: server.busy() == 0, within=5)
+
+
+async def test_a_storm_of_cancels_leaves_every_slot_free(server: Any) -> None:
+    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
+        for wait in (0.02, 1.0):  # before the first token, and in the middle of some
+            with trio.move_on_after(wait):
+                async with trio.open_nursery() as nursery:
+                    for index in range(200):
+                        how = {"max_tokens": 500, "ignore_eos": True}
+                        nursery.start_soon(lambda i=index, h=how: deltas(engine, f"No {i}", **h))
+            took = await trio.to_thread.run_sync(
+                lambda: server.until(lambda: server.busy() == 0, within=5)
+            )
+            assert took < 1
+
+
+def sglang_pids(owner: Any) -> list[int]:
+    """The server, and what it has started."""
+    guard = re.findall(r"guarded by process (\d+)", owner.log_text())[-1]
+    above, found = [int(guard)], []
+    while above:
+        children = subprocess.run(
+            ["pgrep", "-P", str(above.pop())], stdout=subprocess.PIPE, text=True, check=False
+        ).stdout.split()
+        found += [int(pid) for pid in children]
+        above += [int(pid) for pid in children]
+    return found
+
+
+def serves(replica: Any) -> bool:
+    with suppress(InferenceServerException):
+        return "Paris" in ask(replica, CAPITAL, max_tokens=2)
+    return False
+
+
+def test_a_server_that_hangs_is_unavailable_until_it_goes_on(
+    owner: Any, attached: Any, server: Any
+) -> None:
+    [main, *_] = sglang_pids(owner)
+    os.kill(main, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(InferenceServerException, match=r"SGLang .*(lost|reached|started)"):
+            ask(attached, CAPITAL, max_tokens=2)
+        assert time.monotonic() - began < 20
+    finally:
+        os.kill(main, signal.SIGCONT)
+    server.until(lambda: serves(attached), within=30)
+
+
+def test_a_server_that_is_killed_is_unavailable_until_it_is_back(
+    owner: Any, attached: Any, server: Any
+) -> None:
+    before = sglang_pids(owner)
+    os.kill(before[0], signal.SIGKILL)
+    with pytest.raises(InferenceServerException, match=r"SGLang .*(lost|reached|started)"):
+        ask(attached, CAPITAL, max_tokens=2)
+    server.until(lambda: serves(attached) and serves(owner), within=180)
+    assert not set(before) & set(sglang_pids(owner))
+    assert attached.log_text().count("ready in process") == 1  # the worker is the same
