@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import (
+    agreement,
     cancel,
     comparison,
     decode,
@@ -43,6 +44,7 @@ _BENCHMARKS: dict[str, Callable[[int], None]] = {
     "scheduler_routing": lambda rounds: scheduler_routing.run(),
     "scheduler_registrations": lambda rounds: scheduler_registrations.run(),
     "scheduler_gateway": scheduler_gateway.run,
+    "agreement": lambda rounds: agreement.run(),
     "resume": resume.run,
 }
 

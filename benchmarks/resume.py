@@ -22,7 +22,6 @@ from anyserve.transport.trio_client import open_channel
 from benchmarks import servers
 from benchmarks.errors import CannotMeasure
 from benchmarks.mock_engine import GAP, TOKENS
-from benchmarks.scheduler_gateway import scheduler
 from benchmarks.tables import number, table
 
 IN_FLIGHT = (1, 8, 16)
@@ -35,7 +34,7 @@ _ENGINE = ("--app", "benchmarks.mock_engine:app", "--in-process", "--replica-id"
 def run(rounds: int) -> None:
     """Print the table."""
     with ExitStack() as running:
-        door = running.enter_context(scheduler()).address
+        door = running.enter_context(servers.scheduler()).address
         starts = itertools.count(1)
         _join(running, door, next(starts))
         rows = []

@@ -5,12 +5,11 @@ python -m benchmarks.scheduler_gateway
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks import h2load, proc, servers
+from benchmarks import h2load, servers
 from benchmarks.echo import FLOATS, echo_size
 from benchmarks.errors import CannotMeasure
 from benchmarks.h2load import Load
@@ -24,7 +23,6 @@ ROUNDS = 3
 CALLS = {1: 1_000, 64: 4_000}
 """Calls of a round, by how many are in flight."""
 STREAMS = {"back to back": 64, "5 ms, in step": 32, "5 ms, each alone": 32}
-_READY = re.compile(r"ready on (\S+:\d+)$")
 _JOIN_TIMEOUT = 10.0
 
 
@@ -67,26 +65,13 @@ def await_echo(door: Server, request: bytes) -> None:
 @contextmanager
 def front_door(*options: str) -> Iterator[Server]:
     """A scheduler on the servers' core; its only replica, with `options`, is on the load's."""
-    with scheduler() as door:
+    with servers.scheduler(name="front door") as door:
         replica = servers.replica(
             *options, "--in-process", "--scheduler", door.address, cores=str(servers.LOAD_CORE)
         )
         with replica:
             time.sleep(1)  # it registers
             yield door
-
-
-@contextmanager
-def scheduler() -> Iterator[Server]:
-    """A scheduler without replicas."""
-    arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning")
-    with servers.child(*arguments) as process:
-        assert process.stdout is not None
-        found = (_READY.search(line.rstrip()) for line in process.stdout)
-        address = next((match[1] for match in found if match), None)
-        if address is None:
-            raise CannotMeasure("the scheduler did not start: see above")
-        yield Server("front door", address, proc.family(process.pid), process.stdout)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ECHO = ("--app", "examples.echo:app")
 WORK = ("--app", "benchmarks.work_app:app")
 """Options of a replica with one worker."""
 
-_READY = re.compile(r"^ready\b.* on (\S+:\d+)$")
+_READY = re.compile(r"^(?:ready\b|anyserve \S+: scheduler ready).* on (\S+:\d+)$")
 _EXIT_TIMEOUT = 30.0
 
 
@@ -94,6 +94,14 @@ def replica(
 ) -> Iterator[Server]:
     """A replica with `options`, of one worker."""
     arguments = ["-m", module, "--port", "0", "--log-level", "warning", *options]
+    with _running(name, *arguments, cores=cores) as server:
+        yield server
+
+
+@contextmanager
+def scheduler(name: str = "scheduler", cores: str = str(SERVER_CORE)) -> Iterator[Server]:
+    """A scheduler, which has no replicas yet."""
+    arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning")
     with _running(name, *arguments, cores=cores) as server:
         yield server
 
