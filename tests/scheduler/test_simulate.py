@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import attrs
 import pytest
 from anyserve_scheduler.fleet import ReplicaState
-from anyserve_scheduler.routing import Router
+from anyserve_scheduler.routing import POLICIES, Policy, Router
 from anyserve_scheduler.simulate import Result, Scenario, load, parse, run
 from anyserve_scheduler.simulate.__main__ import main
 from anyserve_scheduler.simulate.attachment import Attachment
 from anyserve_scheduler.simulate.ledger import Ledger
 from anyserve_scheduler.simulate.network import Network
+from anyserve_scheduler.simulate.policies import policy_of
 from anyserve_scheduler.simulate.process import Process
 
 from anyserve.errors import AnyServeError, Unavailable
@@ -314,6 +316,32 @@ def test_the_command_line_compares_policies_and_writes_a_page(
     text = page.read_text()
     assert text.count("<polyline") == 4
     assert "http" not in text
+
+
+def test_a_policy_may_have_values_of_its_own() -> None:
+    assert policy_of("prefix") == POLICIES["prefix"]
+    assert policy_of("least_wait:session_factor=3") == attrs.evolve(
+        POLICIES["least_wait"], session_factor=3.0
+    )
+    assert policy_of("prefix:fresh=inf:load_weight=0.5") == Policy(fresh=math.inf, load_weight=0.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error"),
+    [
+        ("random", "'random' is none of least_wait"),
+        ("prefix:colour=1", "'colour' is none of fresh"),
+        ("prefix:fresh", "fresh: '' is not a number"),
+        ("prefix:fresh=-1", "fresh: '-1' is not a number"),
+        ("prefix:fresh=nan", "fresh: 'nan' is not a number"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_named(
+    policy: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["some.toml", "--policy", f"prefix,{policy}"])
+    assert error in capsys.readouterr().err
 
 
 def test_a_scenario_that_makes_no_sense_is_one_line_and_status_2(

@@ -13,17 +13,18 @@ import attrs
 class Policy:
     """How a replica is chosen among equally powerful ones that can meet the deadline."""
 
-    fresh: float = 1.0
+    fresh: float = 2.5
     """Seconds for which a reported load is believed. The least expected wait is taken while it is
     younger; the better of two at random once it is older, since whoever else sends requests sees
-    the same replica as the least loaded. 0 is always two, infinity always the least wait."""
+    the same replica as the least loaded. 0 is always two, infinity always the least wait. By
+    default as long as a replica may be silent before it is suspect."""
     prefix: bool = True
     """Whether a prompt goes where its beginning is cached, by the score
     `matched fraction of the prompt - load_weight * relative load`."""
     load_weight: float = 1.0
     """What load counts in that score. At 1, a whole prompt in the cache makes up for a load that
     is higher by the fleet's mean."""
-    session_factor: float = 2.0
+    session_factor: float = 1.5
     """A session leaves its replica when that one's load is over this many times the mean."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from anyserve_scheduler.routing import POLICIES
+from anyserve_scheduler.simulate.policies import policy_of
 from anyserve_scheduler.simulate.report import as_html, as_text
 from anyserve_scheduler.simulate.run import run
 from anyserve_scheduler.simulate.scenario import ScenarioError, load
@@ -25,6 +26,8 @@ examples:
   python -m anyserve_scheduler.simulate examples/scenarios/faults.toml
   python -m anyserve_scheduler.simulate examples/scenarios/conversations.toml \\
       --policy prefix,least_wait --html /tmp/report.html
+  python -m anyserve_scheduler.simulate examples/scenarios/stale.toml \\
+      --policy prefix:fresh=0.5,prefix,prefix:fresh=inf
 
 It exits with 1 where an invariant was broken, and with 2 for a scenario that makes no sense.
 """
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_policies,
         default=("prefix",),
         metavar="NAME,...",
-        help=f"policies to put side by side, of {', '.join(POLICIES)} (prefix)",
+        help=f"policies to put side by side, of {', '.join(POLICIES)} (prefix),"
+        " with values of their own as in prefix:fresh=0.5:load_weight=2",
     )
     add("--seed", type=int, help="another one than the scenario's")
     add("--requests", type=int, help="as many instead of the scenario's")
@@ -74,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _policies(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in POLICIES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(POLICIES)}")
-    return names
+    policies = tuple(text.split(","))
+    for policy in policies:
+        try:
+            policy_of(policy)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return policies
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from anyserve.capability import NEED_PREFIX, Attribute, Capability
 from anyserve.errors import AnyServeError, Cancelled, DeadlineExceeded
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER
 from anyserve_scheduler.demand import Verb
-from anyserve_scheduler.routing import POLICIES
 from anyserve_scheduler.simulate.arrivals import Arrival, arrivals
 from anyserve_scheduler.simulate.faults import Faults
 from anyserve_scheduler.simulate.ledger import ANSWERED, Ledger, Request
 from anyserve_scheduler.simulate.loop import Loop
 from anyserve_scheduler.simulate.network import CLIENTS, SCHEDULER, Network
+from anyserve_scheduler.simulate.policies import policy_of
 from anyserve_scheduler.simulate.replica import Replica
 from anyserve_scheduler.simulate.scenario import Scenario
 from anyserve_scheduler.simulate.scheduler import Scheduler
@@ -40,8 +40,9 @@ _MARGIN = 30.0
 def run(
     scenario: Scenario, policy: str = "prefix", trace: Iterable[Arrival] | None = None
 ) -> Result:
-    """Run it under one of `POLICIES`; not from within a Trio run, since it is one.
+    """Run it; not from within a Trio run, since it is one.
 
+    policy: as `policy_of` takes it, which raises `ValueError`.
     trace: the requests, in the order of their times, where they are not those of its traffic.
     Raises `ScenarioError` for a trace file that can't be read.
     """
@@ -71,7 +72,7 @@ class _Run:
         specs = [spec for group in scenario.groups for spec in group.offers]
         self._scheduler = Scheduler(
             self._network,
-            POLICIES[policy],
+            policy_of(policy),
             scenario.terms,
             scenario.demand,
             any(spec.on_demand for spec in specs),
