@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 from anyserve_actors import tracing
@@ -65,18 +65,56 @@ class Trace:
         return (*without_trace(metadata), *self.headers)
 
 
+class Span(Protocol):
+    """Something that is done for a request, while it lasts."""
+
+    args: dict[str, Detail]
+
+    def mark(self, name: str) -> None:
+        """Note that something happens now, as an arg: the microseconds since the span began."""
+        ...
+
+    def close(self, *, error: str | None = None) -> None:
+        """It is done; error: what it failed with. Told again, nothing happens."""
+        ...
+
+
+class Export(Protocol):
+    """Who takes the spans of requests beside the recorder."""
+
+    def begin(
+        self, name: str, trace: Trace, args: dict[str, Detail], recorded: Span | None
+    ) -> Span:
+        """A span has begun; `recorded` is to be told what its holder tells of it."""
+        ...
+
+
+_export: Export | None = None
+
+
+def export(to: Export | None) -> None:
+    """Give the spans of requests to `to` from now on; None: to nobody."""
+    global _export
+    _export = to
+
+
+def _is_wanted() -> bool:
+    """Whether anybody takes spans."""
+    return _export is not None or tracing.active()
+
+
 def at_door(metadata: Metadata) -> Trace | None:
     """The trace of a request that has just come in; None where nobody has asked for one.
 
     What is malformed counts for nothing, with its `tracestate`: a new trace begins. So it does
-    for every request while this process is recorded.
+    for every request while this process is recorded or exports spans.
     """
     given = [value for key, value in metadata if key == TRACEPARENT]
-    if not given and not tracing.active():
+    if not given and not _is_wanted():
         return None
     trace = _parsed(given[0]) if len(given) == 1 else None
     if trace is None:
-        flags = _RANDOM | (_SAMPLED if tracing.active() else 0)
+        flags = _RANDOM | (_SAMPLED if _is_wanted() else 0)
         return Trace(f"{random.getrandbits(128) or 1:032x}", _new_span(), flags=flags)
     states = [value for key, value in metadata if key == TRACESTATE and isinstance(value, str)]
     return attrs.evolve(trace, state=",".join(states)) if states else trace
@@ -87,11 +125,17 @@ def without_trace(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     return tuple([entry for entry in metadata if entry[0] not in (TRACEPARENT, TRACESTATE)])
 
 
-def begin(name: str, trace: Trace | None, **args: Detail) -> tracing.OpenSpan | None:
-    """Record what the trace's span stands for; nothing without a trace, or while nobody records."""
+def begin(name: str, trace: Trace | None, **args: Detail) -> Span | None:
+    """Record what the trace's span stands for, and export it where the trace is sampled.
+
+    None without a trace, or while nobody does either.
+    """
     if trace is None:
         return None
-    return _begun(tracing.begin(name, trace.id, id=trace.span, parent=trace.parent), args)
+    span = _begun(tracing.begin(name, trace.id, id=trace.span, parent=trace.parent), args)
+    if _export is None or not trace.flags & _SAMPLED:
+        return span
+    return _export.begin(name, trace, args, span)
 
 
 def begin_part(name: str, trace: Trace | None, **args: Detail) -> tracing.OpenSpan | None:

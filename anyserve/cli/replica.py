@@ -31,6 +31,7 @@ from anyserve.errors import innermost
 from anyserve.http.settings import add_options as add_http_options
 from anyserve.http.settings import http_config
 from anyserve.offers import Offer
+from anyserve.otlp import settings as otlp
 from anyserve.replica.group import AppSpec
 from anyserve.replica.pool import State
 from anyserve.replica.replica import DEFAULT_PORT, Replica, ReplicaConfig
@@ -119,6 +120,7 @@ def add_command(commands: Any) -> None:
     add("--server-name", default="anyserve", help="what ServerMetadata says (anyserve)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
     add_http_options(parser, port)
+    otlp.add_options(parser)
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     parser.set_defaults(run=run)
@@ -127,7 +129,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal; the exit status."""
     try:
-        http = http_config(options)
+        http, spans = http_config(options), otlp.endpoint(options)
     except ValueError as error:
         complain(error)
         return 2
@@ -147,6 +149,7 @@ def run(options: argparse.Namespace) -> int:
         client_shared_memory=not options.no_client_shared_memory,
         link=_link(options),
         http=http,
+        otlp=spans,
     )
     try:
         trio.run(_serve, config)

@@ -62,7 +62,7 @@ class Execution:
     """
 
     # What most requests never change.
-    _span: tracing.OpenSpan | None = None
+    _span: traces.Span | None = None
     _part: tracing.OpenSpan | None = None
     """Of the span: that it waits, or that it runs."""
     _deadline: Deadline | None = None
@@ -330,6 +330,9 @@ class Execution:
         if self._span is not None:
             if self._exchange is None:
                 self._close_part()
+            self._span.args["outcome"] = outcome.value
+            if pool is not None:
+                self._span.args["capability"] = pool.offer.name
             self._span.close(error=None if outcome is Outcome.ANSWERED else outcome.value)
         if pool is None:
             dispatcher.turned_away += 1

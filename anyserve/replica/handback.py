@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 from anyserve_protos.infer_wire import InferRequestHead, join_request
 from multidict import MultiDict
@@ -188,7 +187,7 @@ class Relay:
         refused: AnyServeError,
         deadlines: Deadlines,
         deadline: float,
-        span: OpenSpan | None,
+        span: traces.Span | None,
     ) -> None:
         """refused: what the client is told where the scheduler does not take the request.
 

@@ -74,6 +74,8 @@ class ReplicaConfig:
     """The scheduler to register with; None: the replica runs alone."""
     http: HttpConfig | None = None
     """Where HTTP is served; None: it is not."""
+    otlp: str | None = None
+    """The URL that spans of requests are sent to; None: they are not."""
 
 
 class ObjectPlane(Actor[None]):
@@ -139,6 +141,7 @@ class Replica:
         # ends the replica and whoever started it starts a new one.
         self._root = Supervisor(
             [
+                *([ChildSpec("otlp", self._new_otlp)] if config.otlp else []),
                 ChildSpec("objects", lambda: self._objects),
                 ChildSpec("dispatcher", lambda: self.dispatcher),
                 ChildSpec("workers", lambda: self._workers, shutdown_timeout=math.inf),
@@ -256,6 +259,12 @@ class Replica:
         )
         self._http = http_server(self._config.http, backend, metrics.collect)
         return self._http
+
+    def _new_otlp(self) -> Actor[None]:
+        from anyserve.otlp.exporting import Exporting
+
+        assert self._config.otlp is not None
+        return Exporting(self._config.otlp, "anyserve-replica")
 
     def _new_admin(self) -> Listener:
         links = self.repository.links

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from anyserve_actors import ChildSpec, Node, Policy, Supervisor, Tree
+from anyserve_actors import Actor, ChildSpec, Node, Policy, Supervisor, Tree
 
 from anyserve.admin.service import About, AdminService, admin_listener
 from anyserve.burst import each_turn
@@ -57,6 +57,8 @@ class SchedulerConfig:
     """Seconds for what is in flight when it stops."""
     http: HttpConfig | None = None
     """Where HTTP is served; None: it is not."""
+    otlp: str | None = None
+    """The URL that spans of requests are sent to; None: they are not."""
     demand: DemandTerms = attrs.field(factory=DemandTerms)
     load_wait: float = LOAD_WAIT
     """Seconds that a request without a deadline waits for what is on demand; 0: none waits."""
@@ -89,6 +91,7 @@ class Scheduler:
         # As in a replica, none of these restarts alone.
         self._root = Supervisor(
             [
+                *([ChildSpec("otlp", self._new_otlp)] if config.otlp else []),
                 ChildSpec("leases", lambda: LeaseKeeper(self.registry, config.terms)),
                 ChildSpec("channels", lambda: self.channels),
                 ChildSpec("gateway", lambda: Gateway(self.ways)),
@@ -182,6 +185,12 @@ class Scheduler:
         metrics = SchedulerMetrics(self.ways, meter)
         self._http = http_server(self._config.http, backend, metrics.collect)
         return self._http
+
+    def _new_otlp(self) -> Actor[None]:
+        from anyserve.otlp.exporting import Exporting
+
+        assert self._config.otlp is not None
+        return Exporting(self._config.otlp, "anyserve-scheduler")
 
     def _new_admin(self) -> Listener:
         service = AdminService(about=self._about, snapshot=self.snapshot)

@@ -9,6 +9,7 @@ from anyserve import logs
 from anyserve.cli.arguments import count, port, seconds
 from anyserve.http.settings import add_options as add_http_options
 from anyserve.http.settings import http_config
+from anyserve.otlp import settings as otlp
 from anyserve.transport.rpc import MIB, Limits
 from anyserve.transport.wires import WIRES
 from anyserve_scheduler.demand import DemandTerms
@@ -99,13 +100,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--message-limit", type=count, default=256, metavar="MIB", help="largest message (256)")
     add("--transport", choices=WIRES, default=WIRES[0], help=f"what carries calls ({WIRES[0]})")
     add_http_options(parser, port)
+    otlp.add_options(parser)
     add("--log-format", choices=logs.FORMATS, default="text")
     add("--log-level", choices=logs.LEVELS, default="info")
     options = parser.parse_args(arguments)
     if options.interval < _SHORTEST or options.lease > _LONGEST:
         parser.error(f"--interval is {_SHORTEST:g} or more, and --lease {_LONGEST:g} or less")
     try:
-        http = http_config(options)
+        http, spans = http_config(options), otlp.endpoint(options)
         terms = LeaseTerms(options.lease, options.interval)
     except ValueError as error:
         parser.error(str(error))
@@ -123,5 +125,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         load_wait=options.load_wait,
         drain_timeout=options.drain_timeout,
         http=http,
+        otlp=spans,
     )
     return options

@@ -22,6 +22,7 @@ LEFT_OUT = {
             "httptools",
             "msgspec",
             "prometheus_client",
+            "opentelemetry",
             "anyserve.http.server",
         ),
     },

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from anyserve_actors.tracing import OpenSpan
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve import traces
@@ -50,8 +49,8 @@ class Forwarding:
     _deadline: Deadline | None = None
     _call: Ongoing | None = None
     _sent: Sent | None = None
-    _span: OpenSpan | None = None
-    _sending: OpenSpan | None = None
+    _span: traces.Span | None = None
+    _sending: traces.Span | None = None
     """Of the span: that it is at a replica."""
     _passage: Passage | None = None
     """What measures it, where somebody asks for that."""
@@ -196,6 +195,9 @@ class Forwarding:
         self._replica = decision.replica
         if self._passage is not None:
             self._passage.sent(decision.capability.name)
+        if self._span is not None:
+            self._span.args["capability"] = decision.capability.name
+            self._span.args["replica"] = decision.replica
         self._sent = ways.router.sent(self._need, hints, decision, time)
         self._send(decision, link.token)
 
@@ -276,6 +278,7 @@ class Forwarding:
             self._sending = traces.begin(
                 f"send to {view.id}",
                 sending,
+                replica=view.id,
                 capability=str(decision.capability),
                 delegations=delegations,
             )
@@ -414,6 +417,8 @@ class Forwarding:
         self._client.on_end(error)
 
     def _count(self, outcome: Outcome) -> None:
+        if self._span is not None:
+            self._span.args["outcome"] = outcome.value
         if self._passage is not None:
             self._passage.ended(outcome, now())
 
