@@ -23,37 +23,39 @@ class ResponseReader:
     def outputs(self, message: Buffer) -> dict[str, bytes]:
         """The raw contents of the outputs by name; raises `WireError` for no such response."""
         data = bytes(message)
-        if not data.startswith(self._head):
-            data = self._learned(data)
-        contents = _contents(data, len(self._head))
+        contents = None
+        if data.startswith(self._head):
+            contents = _contents(data, len(self._head))
+        if contents is None:
+            contents = self._learn(data)
         if len(contents) != len(self._names):
             raise WireError(f"it has {len(self._names)} outputs, and contents of {len(contents)}")
         return dict(zip(self._names, contents, strict=True))
 
-    def _learned(self, data: bytes) -> bytes:
-        """Read a head; the message with its raw contents last."""
+    def _learn(self, data: bytes) -> list[bytes]:
+        """Read a head that is another; the raw contents of its message."""
         names: list[str] = []
         head: list[bytes] = []
         contents: list[bytes] = []
         end = 0
         for tag, first, last in fields(data, 0, len(data)):
             if tag == _RAW:
-                contents.append(data[end:last])
+                contents.append(data[first:last])
             else:
                 head.append(data[end:last])
                 if tag == _OUTPUT:
                     names.append(_name(data, first, last))
             end = last
         self._head, self._names = b"".join(head), tuple(names)
-        return b"".join([self._head, *contents])
+        return contents
 
 
-def _contents(data: bytes, position: int) -> list[bytes]:
-    """The raw contents that follow one another from `position` to the end."""
+def _contents(data: bytes, position: int) -> list[bytes] | None:
+    """The raw contents that follow one another from `position` to the end; None where more does."""
     contents = []
     while position < len(data):
         if data[position] != _RAW:
-            raise WireError("raw contents are the last fields")
+            return None
         size, first = read_varint(data, position + 1, len(data))
         position = first + size
         if position > len(data):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from anyserve.errors import Internal, Status, Unknown, from_status
-from anyserve.stream_errors import stream_error, unwrapped
+from anyserve.stream_errors import is_error, stream_error, unwrapped
 
 
 @given(st.sampled_from([status for status in Status if status]), st.text(min_size=1), st.text())
@@ -16,6 +16,7 @@ def test_an_error_is_read_as_it_was(status: Status, message: str, identity: str)
     error = from_status(status, message)
     found = unwrapped(stream_error(error, identity))
     assert (type(found), str(found)) == (type(error), message)
+    assert is_error(stream_error(error, identity))
 
 
 def test_it_is_what_tritons_clients_read() -> None:

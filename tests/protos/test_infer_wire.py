@@ -15,6 +15,7 @@ from anyserve_protos.infer_wire import (
     join_request,
     response_pieces,
     scan_request,
+    scan_tensor_names,
     scan_tensor_parameters,
     stream_response,
 )
@@ -325,3 +326,24 @@ def test_an_empty_response_is_still_a_response_of_the_stream() -> None:
     message = ModelStreamInferResponse.parse(b"".join(stream_response(b"")))
     assert message.infer_response == ModelInferResponse()
     assert message.error_message == ""
+
+
+@given(requests())
+def test_the_names_of_inputs_and_wanted_outputs_are_read(request: Any) -> None:
+    inputs, outputs = scan_tensor_names(request.SerializeToString())
+    assert inputs == [tensor.name for tensor in request.inputs]
+    assert outputs == [output.name for output in request.outputs]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x0a\x00" * (MAX_FIELDS + 1),
+        b"\x2a" + encode_varint(2 * MAX_FIELDS + 2) + b"\x28\x01" * (MAX_FIELDS + 1),
+        b"\x2a\x05a",
+    ],
+    ids=["many fields", "many in one tensor", "cut short"],
+)
+def test_names_of_what_is_too_long_or_malformed_are_not_read(body: bytes) -> None:
+    with pytest.raises(WireError):
+        scan_tensor_names(body)

@@ -452,6 +452,9 @@ async def test_what_a_handler_fails_with_is_its_clients_to_know(
         ({}, piece(text_output=text("a"))),
         ({}, b"\x12\x05never"),
         ({}, message({"token_ids": b"\1\0"})),
+        ({"resume_token_ids": "never"}, piece(1)),
+        ({"resume_token_ids": 3}, piece(1)),
+        ({}, b"\n\0"),
     ],
     ids=[
         "opted out",
@@ -462,16 +465,17 @@ async def test_what_a_handler_fails_with_is_its_clients_to_know(
         "unknown ids",
         "garbage",
         "cut short",
+        "no ids before",
+        "a number before",
+        "an empty error",
     ],
 )
 async def test_some_streams_are_never_resumed(
     desk: Desk, parameters: dict[str, Any], answer: bytes
 ) -> None:
     desk.start(**parameters)
-    asks = parameters.get("return_token_ids", None if "resume" in parameters else True)
-    assert desk.call.parameters.get("return_token_ids") is (
-        None if "sequence_id" in parameters else asks
-    )
+    asks = not {"resume", "sequence_id", "return_token_ids"} & {*parameters}
+    assert desk.call.parameters == parameters | ({"return_token_ids": True} if asks else {})
     desk.call.answer(answer)
     desk.call.end(LOST)
     assert isinstance(desk.error, Unavailable)
