@@ -67,6 +67,9 @@ class App:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._lifespan: Lifespan | None = None
+        self._health: dict[str, str] = {}
+        """Why a capability can't be served for now; empty: it can."""
+        self._tell_health: Callable[[str, str], None] = lambda _name, _reason: None
 
     def capability(
         self,
@@ -168,6 +171,23 @@ class App:
         if resumable is not None:
             offer = attrs.evolve(offer, resumable=resumable)
         self._handlers[name] = attrs.evolve(handler, offer=offer)
+
+    def set_health(self, name: str, reason: str = "") -> None:
+        """Say why requests for `name` can't be served for now, or that they can again.
+
+        With a reason they are UNAVAILABLE, and the scheduler sends them elsewhere. For what a
+        handler depends on, such as a server; the app's lifespan finds it out.
+        """
+        if self._health.get(name, "") != reason:
+            self._health[name] = reason
+            self._tell_health(name, reason)
+
+    def watch_health(self, tell: Callable[[str, str], None]) -> None:
+        """Have `tell` called with each capability's name and reason that `set_health` says, and
+        now with those that it has said; for whoever runs the app."""
+        self._tell_health = tell
+        for name, reason in self._health.items():
+            tell(name, reason)
 
     def handler(self, name: str) -> Handler:
         """The handler of the capability `name`; raises `KeyError`."""

@@ -85,7 +85,9 @@ async def open_test_client(app: App) -> AsyncIterator[TestClient]:
         dispatcher = Dispatcher()
         dispatcher.calls = HandlerRequests(dispatcher)
         nursery.start_soon(dispatcher.deadlines.run)
-        dispatcher.worker_up(LocalExecutor(app, nursery, dispatcher), app.offers)
+        executor = LocalExecutor(app, nursery, dispatcher)
+        dispatcher.worker_up(executor, app.offers)
+        app.watch_health(lambda name, reason: dispatcher.worker_health(executor, name, reason))
         for offer in app.offers:
             dispatcher.set_state(offer.name, State.READY)
         yield TestClient(dispatcher)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
+import trio
+
 from anyserve.app import App
 from anyserve.engines.fields import INPUTS, OUTPUTS, TextRequest, read_request, read_texts
 from anyserve.engines.interface import About, Engine
 from anyserve.engines.prompts import Chat
 from anyserve.engines.samples import Joiner, generating
-from anyserve.errors import Unimplemented
+from anyserve.errors import AnyServeError, Unimplemented
 from anyserve.messages import Context, Request, Response
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 """Loads an engine, and unloads it at the end of the block."""
+HEALTH_INTERVAL = 1.0
+"""Seconds between two questions for an engine's health."""
 FindEngine = Callable[[], Engine]
 """The engine that serves now; called when a request comes, so after loading."""
 
@@ -46,11 +50,13 @@ def _opened(app: App, capability: str, open_engine: OpenEngine) -> FindEngine:
 
     @app.lifespan
     async def lifespan(app: App) -> AsyncIterator[None]:
-        async with open_engine() as engine:
+        async with open_engine() as engine, trio.open_nursery() as nursery:
             engines.append(engine)
             describe(app, capability, engine.about)
+            nursery.start_soon(watch_health, app, capability, engine)
             yield
             engines.clear()
+            nursery.cancel_scope.cancel()
 
     return lambda: engines[0]
 
@@ -116,6 +122,21 @@ def describe(app: App, capability: str, about: About) -> None:
         "max_context": about.max_context,
     }
     app.describe(capability, concurrency=about.slots, resumable=about.resumable, **attributes)
+
+
+async def watch_health(app: App, capability: str, engine: Engine) -> None:
+    """Refuse requests for `capability` while `engine` says that they would fail.
+
+    Asks every `HEALTH_INTERVAL` seconds until cancelled; for the app's lifespan.
+    """
+    while True:
+        reason = ""
+        try:
+            await engine.health()
+        except AnyServeError as error:
+            reason = error.message
+        app.set_health(capability, reason)
+        await trio.sleep(HEALTH_INTERVAL)
 
 
 def check(asked: TextRequest, about: About) -> None:

@@ -118,6 +118,11 @@ class Dispatcher(Actor[None]):
             pool.remove(executor, reason)
         self._on_change()
 
+    def worker_health(self, executor: Executor, name: str, reason: str) -> None:
+        """A worker can't serve the capability `name` for now; or can again, without a reason."""
+        self._pools[name].set_health(executor, reason)
+        self._on_change()
+
     def match(self, need: Capability) -> list[Pool]:
         """The pools that satisfy `need`, loaded or loading, least powerful first.
 

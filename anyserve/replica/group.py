@@ -118,6 +118,10 @@ class Group:
         """A worker is to be replaced and takes no more requests."""
         self.dispatcher.worker_retiring(executor, reason)
 
+    def on_health(self, executor: Executor, name: str, reason: str) -> None:
+        """A worker says that it can't serve the capability `name` for now, or can again."""
+        self.dispatcher.worker_health(executor, name, reason)
+
     def on_down(self, executor: Executor, reason: str) -> None:
         """A worker that was ready is gone."""
         self._ready -= 1

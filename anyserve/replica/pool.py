@@ -35,11 +35,13 @@ class Seat:
     running: int = 0
     gone: bool = False
     """No new request goes there."""
+    ill: str = ""
+    """Why none can be served there for now, such as that a server is down; else empty."""
 
     @property
     def slots(self) -> int:
         """How many may run."""
-        return 0 if self.gone else self.concurrency
+        return 0 if self.gone or self.ill else self.concurrency
 
 
 class Waiting(Protocol):
@@ -104,7 +106,7 @@ class Pool:
         """Whether a request sent now would find a worker."""
         if self.state is State.READY:
             for seat in self.seats:
-                if not seat.gone:
+                if not seat.gone and not seat.ill:
                     return True
         return False
 
@@ -130,7 +132,7 @@ class Pool:
         if pinned is None and self.state is State.READY and len(self.seats) == 1:
             # Nearly always so: one worker, which has a free slot.
             only = self.seats[0]
-            if not only.gone and only.running < only.concurrency:
+            if not only.gone and not only.ill and only.running < only.concurrency:
                 self._take(only)
                 return only
         self.check_serving()
@@ -194,6 +196,18 @@ class Pool:
         """A worker is gone, and its slots with it."""
         self.retire(executor, reason)
         self.seats = [seat for seat in self.seats if seat.executor is not executor]
+
+    def set_health(self, executor: Executor, reason: str) -> None:
+        """A worker can serve nothing for now, for that reason; or can again, where it is empty."""
+        for seat in self.seats:
+            if seat.executor is executor:
+                seat.ill = reason
+        if self.state is State.READY:
+            self.reason = reason
+        if reason:
+            self._refuse(reason)
+        else:
+            self._grant()
 
     def _no_worker(self, reason: str) -> Unavailable:
         return Unavailable(f"no worker for {self.offer.name!r} is ready: {reason}")

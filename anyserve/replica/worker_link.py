@@ -149,6 +149,9 @@ class WorkerLink(Actor[None]):
                     if frame.kind == Kind.TRACED:
                         with suppress(trio.WouldBlock):  # nobody waits for those before it
                             self._recorded_sender.send_nowait(bytes(frame.body))
+                    elif frame.kind == Kind.HEALTH:
+                        told = frames.decode_json(frame)
+                        self._group.on_health(connection, told["name"], told["reason"])
                     else:
                         connection.on_frame(frame)
 

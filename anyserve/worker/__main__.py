@@ -117,6 +117,11 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
     heap.settle()
     channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
     await channel.flush()
+    app.watch_health(
+        lambda name, reason: channel.send(
+            frames.encode_json(Kind.HEALTH, {"name": name, "reason": reason})
+        )
+    )
     session = Session(name, channel, handlers, arena)
     watchdog = Watchdog()
     async with trio.open_nursery() as nursery:

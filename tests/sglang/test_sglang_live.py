@@ -140,6 +140,12 @@ def sglang_pids(owner: Any) -> list[int]:
     return found
 
 
+def ready(replica: Any) -> bool:
+    with InferenceServerClient(replica.address) as client:
+        is_ready: bool = client.is_model_ready("decode")
+        return is_ready
+
+
 def serves(replica: Any) -> bool:
     with suppress(InferenceServerException):
         return "Paris" in ask(replica, CAPITAL, max_tokens=2)
@@ -156,6 +162,7 @@ def test_a_server_that_hangs_is_unavailable_until_it_goes_on(
         with pytest.raises(InferenceServerException, match=r"SGLang .*(lost|reached|started)"):
             ask(attached, CAPITAL, max_tokens=2)
         assert time.monotonic() - began < 20
+        server.until(lambda: not ready(attached), within=5)
     finally:
         os.kill(main, signal.SIGCONT)
     server.until(lambda: serves(attached), within=30)

@@ -17,8 +17,8 @@ from anyserve.client import Result
 from anyserve.engines.interface import About, Delta, Engine, TokenLogprob, Usage, Vectors
 from anyserve.engines.prompts import Chat, Prompt
 from anyserve.engines.sampling import Sampling
-from anyserve.engines.serving import embedding_app, text_app
-from anyserve.errors import AnyServeError, Internal, InvalidArgument, Unimplemented
+from anyserve.engines.serving import HEALTH_INTERVAL, embedding_app, text_app
+from anyserve.errors import AnyServeError, Internal, InvalidArgument, Unavailable, Unimplemented
 from anyserve.offers import Offer
 from anyserve.testing import TestClient, open_test_client
 
@@ -292,3 +292,32 @@ async def test_what_an_engine_leaves_out_it_cant_do() -> None:
         await nothing.embed(["p"])
     await nothing.health()
     assert nothing.load() is None
+
+
+@attrs.define(eq=False)
+class Patient(Script):
+    """An engine whose server may be down."""
+
+    down: str = ""
+
+    async def health(self) -> None:
+        if self.down:
+            raise Unavailable(self.down)
+
+
+async def test_an_engine_that_is_down_is_refused_until_it_is_up_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    engine = Patient(PLAIN)
+    async with serving(engine) as client:
+        engine.down = "its server has gone"
+        await trio.sleep(HEALTH_INTERVAL)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Unavailable, match="its server has gone") as caught:
+            await client.infer("decode", {"text_input": "p"})
+        assert caught.value.elsewhere
+        assert not engine.asked
+        engine.down = ""
+        await trio.sleep(HEALTH_INTERVAL)
+        await trio.testing.wait_all_tasks_blocked()
+        await client.infer("decode", {"text_input": "p"})
