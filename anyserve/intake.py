@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import attrs
 import trio
 
+_Request = TypeVar("_Request")
+
 
 @attrs.define(eq=False)
-class Intake:
-    """Counts requests, and lets nobody read more of them once it drains."""
+class Intake(Generic[_Request]):
+    """Knows the requests in flight, and lets nobody read more of them once it drains."""
 
     draining: bool = False
-    in_flight: int = 0
+    requests: dict[_Request, None] = attrs.field(init=False, factory=dict)
+    """Those in flight, the oldest first; not to be written to."""
     _reading: set[trio.CancelScope] = attrs.field(init=False, factory=set)
     """Around those who read requests."""
     _idle: trio.Event = attrs.field(init=False, factory=trio.Event)
 
-    def begin(self) -> None:
-        """A request has come."""
-        self.in_flight += 1
+    @property
+    def in_flight(self) -> int:
+        """How many requests have come and not ended."""
+        return len(self.requests)
 
-    def finish(self) -> None:
+    def begin(self, request: _Request) -> None:
+        """A request has come."""
+        self.requests[request] = None
+
+    def finish(self, request: _Request) -> None:
         """A request has ended."""
-        self.in_flight -= 1
+        del self.requests[request]
         self._check_idle()
 
     @contextmanager
@@ -53,10 +62,10 @@ class Intake:
         Cancelled, it goes on draining.
         """
         self.stop_accepting()
-        while self.in_flight or self._reading:
+        while self.requests or self._reading:
             self._idle = trio.Event()
             await self._idle.wait()
 
     def _check_idle(self) -> None:
-        if not (self.in_flight or self._reading):
+        if not (self.requests or self._reading):
             self._idle.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=WIRES,
         default=WIRES[0],
         help=f"what carries the calls of the replicas under test ({WIRES[0]})",
+    )
+    parser.addoption(
+        "--console-picture", metavar="FILE", help="where to put a picture of the console"
     )
 
 
@@ -220,3 +224,51 @@ def connect() -> Iterator[Callable[[str], RawClient]]:
     """Raw clients of an address, each with a connection of its own; they close with the test."""
     with ExitStack() as stack:
         yield lambda address: stack.enter_context(raw_client(address))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium; the test skips where it is not installed.
+
+    Playwright runs asyncio in this thread, so it does not stay for tests that run Trio.
+    """
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@pytest.fixture
+def open_console(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open the console at an address; what the browser complains of fails the test."""
+    complaints: list[str] = []
+    context = browser.new_context()
+
+    def opened(address: str, *, expected: str = "") -> Any:
+        """expected: a complaint that is none."""
+
+        def complain(text: str) -> None:
+            if not expected or expected not in text:
+                complaints.append(text)
+
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: message.type == "error" and complain(message.text))
+        page.on("pageerror", lambda error: complain(str(error)))
+        page.goto(f"http://{address}/console")
+        return page
+
+    try:
+        yield opened
+    finally:
+        context.close()
+    assert complaints == []

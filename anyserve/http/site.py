@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 
+import trio
 from prometheus_client import Metric
 
 from anyserve.http.access import Access
 from anyserve.http.backend import Backend
+from anyserve.http.console.door import Console
+from anyserve.http.console.guard import Guard
+from anyserve.http.console.inside import Inside
+from anyserve.http.console.snapshot import Snapshots
 from anyserve.http.exchange import Exchange
 from anyserve.http.kserve.door import KServe
 from anyserve.http.metrics.door import Metrics
@@ -21,14 +26,22 @@ from anyserve.transport.address import TcpAddress
 
 
 def http_server(
-    config: HttpConfig, backend: Backend, collect: Callable[[], Iterable[Metric]]
+    config: HttpConfig,
+    backend: Backend,
+    collect: Callable[[], Iterable[Metric]],
+    inside: Inside,
 ) -> HttpServer:
-    """The server of `config`, whose doors ask `backend`; collect: gives what `/metrics` shows."""
+    """The server of `config`, whose doors ask `backend`.
+
+    collect: gives what `/metrics` shows. inside: what the console shows.
+    """
     routes = Routes(Access(config.keys, config.origins))
     _add_health(routes, backend)
     KServe(backend).add_to(routes)
     OpenAIDoor(backend).add_to(routes)
     Metrics(collect).add_to(routes)
+    snapshots = Snapshots(inside, backend, trio.current_time)
+    Console(Guard(config.host, bool(config.keys)), snapshots).add_to(routes)
     limits = HttpLimits(body=config.max_body)
     return HttpServer(routes, TcpAddress(config.host, config.port), limits)
 

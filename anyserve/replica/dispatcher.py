@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import trio
 from anyserve_actors import Actor, Context, Detail
@@ -17,6 +18,9 @@ from anyserve.replica.exchange import Calls, Executor
 from anyserve.replica.pool import Pool, State
 from anyserve.replica.sequences import Sequences
 from anyserve.replica.timings import Timings
+
+if TYPE_CHECKING:
+    from anyserve.replica.execution import Execution
 
 
 class Dispatcher(Actor[None]):
@@ -38,7 +42,7 @@ class Dispatcher(Actor[None]):
         self._sequences: dict[str, Sequences] = {}
         self._matches: dict[tuple[str, str], list[Pool]] = {}
         """By the name and version of needs without attributes that something satisfies."""
-        self._intake = Intake()
+        self._intake: Intake[Execution] = Intake()
         self.turned_away = 0
         """Requests that no capability was found for, or that came while it drains."""
         self.deadlines = Deadlines()
@@ -69,6 +73,11 @@ class Dispatcher(Actor[None]):
     def in_flight(self) -> int:
         """Requests that have come and not ended."""
         return self._intake.in_flight
+
+    @property
+    def requests(self) -> Iterable[Execution]:
+        """Those, the oldest first."""
+        return self._intake.requests
 
     def knows(self, name: str) -> bool:
         """Whether a capability of that name is declared."""
@@ -183,13 +192,13 @@ class Dispatcher(Actor[None]):
         """See `Intake`."""
         await self._intake.drain()
 
-    def begin(self) -> None:
+    def begin(self, request: Execution) -> None:
         """A request has come; raises `Unavailable` where none is taken any more."""
         if self._intake.draining:
             self.turned_away += 1
             raise elsewhere(Unavailable("the replica is draining"))
-        self._intake.begin()
+        self._intake.begin(request)
 
-    def finish(self) -> None:
+    def finish(self, request: Execution) -> None:
         """A request has ended."""
-        self._intake.finish()
+        self._intake.finish(request)

@@ -13,7 +13,13 @@ from anyserve_actors import tracing
 from anyserve import traces
 from anyserve.burst import now
 from anyserve.deadlines import Deadline
-from anyserve.errors import AnyServeError, DeadlineExceeded, ResourceExhausted, Unavailable
+from anyserve.errors import (
+    AnyServeError,
+    Cancelled,
+    DeadlineExceeded,
+    ResourceExhausted,
+    Unavailable,
+)
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
 from anyserve.replica.pool import Pool, Seat, Ticket
@@ -85,9 +91,10 @@ class Execution:
         """name: of its span in a trace."""
         self._dispatcher = dispatcher
         self._name = name
-        self._call = call
+        self.call = call
         self._consumer = consumer
-        self._arrived = self._started = now()
+        self.arrived = self._started = now()
+        """When it came, on Trio's clock."""
 
     @property
     def offer(self) -> Offer:
@@ -95,20 +102,25 @@ class Execution:
         assert self._pool is not None
         return self._pool.offer
 
+    @property
+    def worker(self) -> str | None:
+        """The name of the worker that runs it; None while it waits."""
+        return None if self._seat is None else self._seat.executor.name
+
     def start(self) -> None:
         """Start the handler, or wait for a slot.
 
         Raises, and is over then: `NotFound`, `Unavailable`, `ResourceExhausted`,
         `DeadlineExceeded`, and for a sequence `InvalidArgument`.
         """
-        dispatcher, call = self._dispatcher, self._call
-        dispatcher.begin()
+        dispatcher, call = self._dispatcher, self.call
+        dispatcher.begin(self)
         self._over = False
         self._span = traces.begin(self._name, call.trace, logged_as=call.request_id)
         try:
             pools = dispatcher.match(call.need)
             self._pool = pools[0]
-            if self._arrived >= call.deadline:
+            if self.arrived >= call.deadline:
                 raise DeadlineExceeded("the deadline passed before the request was started")
             self._place(pools)
         except BaseException as error:
@@ -137,10 +149,18 @@ class Execution:
         self._stop()
         if error is not None:
             self._finish(self._outcome(error))
-        elif now() >= self._call.deadline:
+        elif now() >= self.call.deadline:
             self._finish(Outcome.EXPIRED)
         else:
             self._finish(Outcome.CANCELLED)
+
+    def abort(self, error: Cancelled) -> None:
+        """Whoever operates this wants it to end; its consumer hears `error`."""
+        if not self._over:
+            self._stop()
+            self._finish(Outcome.CANCELLED)
+            consumer, self._consumer = self._consumer, _NOBODY
+            consumer.on_end(error)
 
     # What the pool, the sequence and the executor say.
 
@@ -213,12 +233,12 @@ class Execution:
 
     def _place(self, pools: Sequence[Pool], refused: AnyServeError | None = None) -> None:
         """A slot, or a place in the queue, in the least powerful pool that takes the call."""
-        if self._call.sequence is not None and refused is None:
+        if self.call.sequence is not None and refused is None:
             self._take_turn()
             return
         for index, pool in enumerate(pools):
             try:
-                place = pool.acquire(self, self._call.deadline)
+                place = pool.acquire(self, self.call.deadline)
             except (ResourceExhausted, Unavailable) as error:
                 refused = refused or error
                 continue
@@ -236,11 +256,11 @@ class Execution:
         """A slot on the worker that holds the sequence, after the requests before this one."""
         pool = self._pool  # where the sequence is, whatever else is loaded meanwhile
         assert pool is not None
-        assert self._call.sequence is not None
+        assert self.call.sequence is not None
         pool.check_serving()
         if self._open is None:
             sequences = self._dispatcher.sequences(pool.offer.name)
-            self._open = sequences.enter(self._call.sequence, self._arrived)
+            self._open = sequences.enter(self.call.sequence, self.arrived)
             if not self._open.take_turn(self):
                 self._begin_part("turn")
                 return
@@ -250,7 +270,7 @@ class Execution:
         pool = self._pool
         assert pool is not None
         assert self._open is not None
-        place = pool.acquire(self, self._call.deadline, self._open.seat)
+        place = pool.acquire(self, self.call.deadline, self._open.seat)
         if isinstance(place, Seat):
             self._run(place)
         else:
@@ -263,18 +283,18 @@ class Execution:
         assert pool is not None
         if self._open is not None:
             self._open.seat = seat
-        if self._call.deadline != math.inf and trio.current_time() >= self._call.deadline:
+        if self.call.deadline != math.inf and trio.current_time() >= self.call.deadline:
             pool.release(seat)
             raise DeadlineExceeded("the deadline passed before the request was started")
         if self._span is not None:
             self._begin_part("run", worker=seat.executor.name)
         try:
-            self._exchange = seat.executor.submit(self._call, pool.offer, self)
+            self._exchange = seat.executor.submit(self.call, pool.offer, self)
         except WorkerLost as lost:
             self._close_part()
             pool.retire(seat.executor, lost.message)
             pool.release(seat)
-            self._place(self._dispatcher.match(self._call.need))
+            self._place(self._dispatcher.match(self.call.need))
             return
         except BaseException:
             self._close_part()
@@ -282,7 +302,7 @@ class Execution:
             raise
         self._seat = seat
         if pool.timings is not None and not self._submitted:
-            pool.timings.queue.observe(self._started - self._arrived)
+            pool.timings.queue.observe(self._started - self.arrived)
         self._submitted = True
 
     def _may_retry(self) -> bool:
@@ -292,7 +312,7 @@ class Execution:
         self._retried = True
         self._started = now()
         try:
-            self._place(self._dispatcher.match(self._call.need))
+            self._place(self._dispatcher.match(self.call.need))
         except AnyServeError as error:
             self._end(error)
 
@@ -326,7 +346,7 @@ class Execution:
             dispatcher.deadlines.drop(self._deadline)
         if self._exchange is None:
             self._leave_sequence()  # else when the handler has ended
-        dispatcher.finish()
+        dispatcher.finish(self)
         if self._span is not None:
             if self._exchange is None:
                 self._close_part()
@@ -339,8 +359,8 @@ class Execution:
         else:
             pool.statistics.record(
                 outcome,
-                seconds=ended - self._arrived,
-                queued=self._started - self._arrived,
+                seconds=ended - self.arrived,
+                queued=self._started - self.arrived,
                 batch=self._batch,
                 wall_ms=time.time_ns() // 1_000_000,
             )
@@ -350,26 +370,26 @@ class Execution:
         if self._answered:
             timings.between.observe(time - self._replied)
         else:
-            timings.first.observe(time - self._arrived)
+            timings.first.observe(time - self.arrived)
         self._replied = time
 
     def _leave_sequence(self) -> None:
         if self._open is not None:
-            assert self._call.sequence is not None
+            assert self.call.sequence is not None
             left, self._open = self._open, None
             sequences = self._dispatcher.sequences(self.offer.name)
-            sequences.leave(self._call.sequence, left, self, now())
+            sequences.leave(self.call.sequence, left, self, now())
 
     def _begin_part(self, name: str, **args: str) -> None:
         """Record that it waits or runs, where all of it is recorded."""
         if self._span is not None:
-            self._part = traces.begin_part(name, self._call.trace, **args)
+            self._part = traces.begin_part(name, self.call.trace, **args)
 
     def _close_part(self) -> None:
         if self._part is not None:
             self._part.close()
 
     def _outcome(self, error: AnyServeError) -> Outcome:
-        if isinstance(error, DeadlineExceeded) and trio.current_time() >= self._call.deadline:
+        if isinstance(error, DeadlineExceeded) and trio.current_time() >= self.call.deadline:
             return Outcome.EXPIRED
         return Outcome.FAILED if self._submitted else Outcome.REFUSED

@@ -247,6 +247,7 @@ class Replica:
     def _new_http(self) -> HttpServer:
         # Only then, since a replica that speaks gRPC alone does without its libraries.
         from anyserve.http.site import http_server
+        from anyserve.replica.console import ReplicaInside
         from anyserve.replica.http_backend import ReplicaBackend
         from anyserve.replica.metrics import ReplicaMetrics
 
@@ -257,7 +258,8 @@ class Replica:
         metrics = ReplicaMetrics(
             self.dispatcher, self._objects.arena, self._workers, lambda: self.link
         )
-        self._http = http_server(self._config.http, backend, metrics.collect)
+        inside = ReplicaInside(self.dispatcher, self._about, lambda: self._draining, self.snapshot)
+        self._http = http_server(self._config.http, backend, metrics.collect, inside)
         return self._http
 
     def _new_otlp(self) -> Actor[None]:

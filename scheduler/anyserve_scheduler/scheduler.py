@@ -175,6 +175,7 @@ class Scheduler:
     def _new_http(self) -> HttpServer:
         # Only then, since a scheduler that speaks gRPC alone does without its libraries.
         from anyserve.http.site import http_server
+        from anyserve_scheduler.gateway.console import SchedulerInside
         from anyserve_scheduler.gateway.http_backend import GatewayBackend
         from anyserve_scheduler.gateway.meter import Meter
         from anyserve_scheduler.gateway.metrics import SchedulerMetrics
@@ -183,7 +184,8 @@ class Scheduler:
         backend = GatewayBackend(self.ways, self._service)
         meter = self.ways.meter = Meter()
         metrics = SchedulerMetrics(self.ways, meter)
-        self._http = http_server(self._config.http, backend, metrics.collect)
+        inside = SchedulerInside(self.ways, lambda: str(self.address), self.snapshot)
+        self._http = http_server(self._config.http, backend, metrics.collect, inside)
         return self._http
 
     def _new_otlp(self) -> Actor[None]:

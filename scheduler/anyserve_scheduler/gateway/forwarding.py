@@ -12,6 +12,7 @@ from anyserve.burst import now
 from anyserve.deadlines import Deadline
 from anyserve.errors import (
     AnyServeError,
+    Cancelled,
     DeadlineExceeded,
     InvalidArgument,
     ResourceExhausted,
@@ -54,7 +55,7 @@ class Forwarding:
     """Of the span: that it is at a replica."""
     _passage: Passage | None = None
     """What measures it, where somebody asks for that."""
-    _waiting = False
+    waiting = False
     """Whether it waits for a capability to be loaded."""
     _wait_by = math.inf
     """Until when it may, where it has no deadline."""
@@ -70,10 +71,13 @@ class Forwarding:
 
     def __init__(self, ways: Ways, request: Incoming, client: Client) -> None:
         self._ways = ways
-        self._request = request
+        self.request = request
         self._client = client
+        self.arrived = now()
+        """When it came, on Trio's clock."""
         self._need = request.need
-        self._replica = ""
+        self.replica = ""
+        """Where it was sent last; nothing before that."""
         self._excluded: dict[str, str] = {}
         handed_over = request.permit.spent
         if handed_over is not None:
@@ -81,9 +85,9 @@ class Forwarding:
 
     def start(self) -> None:
         """Send it; raises why it can't go anywhere, and is over then."""
-        request, meter = self._request, self._ways.meter
+        request, meter = self.request, self._ways.meter
         if meter is not None:
-            self._passage = Passage(meter, now())
+            self._passage = Passage(meter, self.arrived)
         if request.trace is not None:
             self._span = traces.begin("front door", request.trace, need=str(self._need))
         try:
@@ -94,9 +98,9 @@ class Forwarding:
                 self._span.close(error=error.message)
             raise
         ways = self._ways
-        ways.intake.begin()
-        if self._request.deadline != math.inf:
-            self._deadline = ways.deadlines.add(self._request.deadline, self._expire)
+        ways.intake.begin(self)
+        if self.request.deadline != math.inf:
+            self._deadline = ways.deadlines.add(self.request.deadline, self._expire)
 
     def cancel(self, error: AnyServeError | None = None) -> None:
         """Nobody wants the answers any more; error: what the client has read in one of them."""
@@ -118,6 +122,15 @@ class Forwarding:
         if self._call is not None:
             self._call.resume()
 
+    def abort(self, error: Cancelled) -> None:
+        """Whoever operates this wants it to end; its client hears `error`."""
+        if not self._over:
+            if self._call is not None:
+                self._call.cancel()
+            self._count(Outcome.CANCELLED)
+            self._finish(error.message)
+            self._client.on_end(error)
+
     # What the replica says.
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
@@ -126,7 +139,7 @@ class Forwarding:
         if not self._answered:
             self._answered = True
             if kept is None:
-                self._request.body = b""  # it goes nowhere else any more
+                self.request.body = b""  # it goes nowhere else any more
             if self._sending is not None:
                 self._sending.mark("first_answer_us")
         if kept is not None:
@@ -140,7 +153,7 @@ class Forwarding:
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
         """See `Answers`."""
         if isinstance(error, Unavailable):
-            link = self._ways.links.get(self._replica)
+            link = self._ways.links.get(self.replica)
             if link is not None:
                 link.last_error = error.message
         kept, word = self._kept, metadata.get(HANDBACK)
@@ -164,7 +177,7 @@ class Forwarding:
 
     def _route(self) -> None:
         """Send it to the best replica there is; raises why there is none."""
-        request, ways = self._request, self._ways
+        request, ways = self.request, self._ways
         time = now()
         if time >= request.deadline:
             raise DeadlineExceeded("the deadline passed before the request was sent to a replica")
@@ -192,7 +205,7 @@ class Forwarding:
             raise self._lost(chosen)
         self._stop_waiting()
         decision, link = chosen
-        self._replica = decision.replica
+        self.replica = decision.replica
         if self._passage is not None:
             self._passage.sent(decision.capability.name)
         if self._span is not None:
@@ -226,7 +239,7 @@ class Forwarding:
         Until its deadline, or where it has none for `load_wait` in all.
         """
         ways, loadable = self._ways, none.loadable
-        if self._waiting:
+        if self.waiting:
             return none.promising
         if loadable is not None:
             ways.unserved.note(loadable)
@@ -234,9 +247,9 @@ class Forwarding:
             return False
         if not ways.unserved.add(self._need, loadable, self):
             raise ResourceExhausted(f"{none.message}, and no more requests may wait for that")
-        self._waiting = True
+        self.waiting = True
         self._excluded.clear()  # what replicas lacked before the wait they may have after it
-        if self._request.deadline == math.inf:
+        if self.request.deadline == math.inf:
             self._wait_by = min(self._wait_by, time + ways.load_wait)
             self._load_deadline = ways.deadlines.add(self._wait_by, self._not_loaded)
         views = ways.registry.fleet().loadable(loadable.name)
@@ -256,16 +269,16 @@ class Forwarding:
         self._end(Unavailable(f"{self._need} was not loaded on any replica within {wait:g} s"))
 
     def _stop_waiting(self) -> None:
-        if not self._waiting:
+        if not self.waiting:
             return
-        self._waiting = False
+        self.waiting = False
         self._ways.unserved.remove(self._need, self)
         if self._load_deadline is not None:
             self._ways.deadlines.drop(self._load_deadline)
             self._load_deadline = None
 
     def _send(self, decision: Decision, token: bytes) -> None:
-        request, ways = self._request, self._ways
+        request, ways = self.request, self._ways
         view = ways.registry.fleet().replicas[decision.replica]
         self._offer = self._offer_of(decision)
         self.decoupled = self._offer.decoupled
@@ -296,7 +309,7 @@ class Forwarding:
             ways.nursery.start_soon(self._open, view, metadata)
 
     def _begin(self, channel: Caller, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        request, kept = self._request, self._kept
+        request, kept = self.request, self._kept
         message = (request.body,) if kept is None else (request.body, kept.behind)
         self._call = channel.call(
             request.path, message, self, deadline=request.deadline, metadata=metadata
@@ -322,10 +335,10 @@ class Forwarding:
         if self._kept is not None:
             self._kept.drop()
             self._kept = None
-        if self._offer.resumable and self._request.permit.spent is None:
-            behind = asking(self._request)
+        if self._offer.resumable and self.request.permit.spent is None:
+            behind = asking(self.request)
             if behind is not None:
-                self._kept = Kept(self._request, behind, self._ways.room)
+                self._kept = Kept(self.request, behind, self._ways.room)
 
     @property
     def _is_resumed(self) -> bool:
@@ -333,7 +346,7 @@ class Forwarding:
 
     def _broken(self, error: Unavailable) -> None:
         """Its replica is lost, or can't go on with it: go on elsewhere, which is done once."""
-        kept, permit = self._kept, self._request.permit
+        kept, permit = self._kept, self.request.permit
         if permit.spent is not None:
             error = self._failed_twice(error)
         if kept is None or permit.spent is not None:
@@ -349,28 +362,26 @@ class Forwarding:
         except AnyServeError as why:
             self._end(Unavailable(f"{error.message}; {why.message}"))
             return
-        permit.consume(Handback(self._replica, self._need, error.message))
+        permit.consume(Handback(self.replica, self._need, error.message))
         if is_there:
-            self._last_resort = self._replica  # it may have another worker
+            self._last_resort = self.replica  # it may have another worker
         self._answered = False
         self._ways.resumed += 1
         self._go_on(error.message)
 
     def _failed_twice(self, error: AnyServeError) -> Unavailable:
         """Why it does not go on any more, with what the first replica has said."""
-        first = self._request.permit.spent
+        first = self.request.permit.spent
         assert first is not None
-        return Unavailable(
-            f"{first.replica}: {first.reason}; then {self._replica}: {error.message}"
-        )
+        return Unavailable(f"{first.replica}: {first.reason}; then {self.replica}: {error.message}")
 
     def _handed_back(self, word: bytes) -> None:
-        ways, permit = self._ways, self._request.permit
-        link = ways.links.get(self._replica)
+        ways, permit = self._ways, self.request.permit
+        link = ways.links.get(self.replica)
         if link is not None:
             link.delegations += 1
         try:
-            handback = handback_of(self._replica, decode(word, pb.Handback), self._need)
+            handback = handback_of(self.replica, decode(word, pb.Handback), self._need)
             if self._is_resumed:
                 raise self._failed_twice(Unavailable(handback.reason))
             permit.consume(handback)
@@ -384,7 +395,7 @@ class Forwarding:
     def _go_on(self, reason: str) -> None:
         """Send it to another replica, since the one it was at does not serve it."""
         self._close(reason)
-        self._excluded[self._replica] = reason
+        self._excluded[self.replica] = reason
         self._attempts += 1
         if self._attempts >= MOST_ATTEMPTS:
             self._end(Unavailable(f"{self._attempts} replicas did not take it; the last: {reason}"))
@@ -398,7 +409,7 @@ class Forwarding:
         """Why there is no replica for it, with what those said that it was at."""
         error = none.error()
         kind = Unavailable if self._is_resumed else type(error)
-        spent = self._request.permit.spent
+        spent = self.request.permit.spent
         if spent is not None and spent.reason not in error.message:
             return kind(f"{error.message}; {spent.replica} said: {spent.reason}")
         return kind(error.message)
@@ -408,7 +419,7 @@ class Forwarding:
     def _expire(self) -> None:
         if self._call is not None:
             self._call.cancel()
-        what = f"{self._need} was loaded" if self._waiting else "the request was answered"
+        what = f"{self._need} was loaded" if self.waiting else "the request was answered"
         self._end(DeadlineExceeded(f"the deadline passed before {what}"))
 
     def _end(self, error: AnyServeError | None) -> None:
@@ -433,7 +444,7 @@ class Forwarding:
             self._span.close(error=failure)
         if self._deadline is not None:
             self._ways.deadlines.drop(self._deadline)
-        self._ways.intake.finish()
+        self._ways.intake.finish(self)
 
     def _close(self, failure: str | None) -> None:
         """It is no longer at the replica it was at; failure: why that has not served it."""

@@ -48,6 +48,8 @@ class Incoming:
     """Hashes of its prompt."""
     permit: Permit
     """Spent, where a replica handed the request over."""
+    id: str = ""
+    """The client's own for it."""
     trace: Trace | None = None
     """Where it is in a trace; `metadata` says nothing of that."""
     parameters: Mapping[str, Parameter] = attrs.field(factory=dict)
@@ -87,6 +89,7 @@ def incoming(
         session=_session(head) if head.parameters else None,
         blocks=_blocks(head.raw),
         permit=permit,
+        id=head.id,
         trace=trace,
         parameters=head.parameters,
     )

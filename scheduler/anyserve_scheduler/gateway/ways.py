@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -18,6 +18,9 @@ from anyserve_scheduler.gateway.unserved import Unserved
 from anyserve_scheduler.links import Links
 from anyserve_scheduler.routing import Router
 from anyserve_scheduler.watched import WatchedRegistry
+
+if TYPE_CHECKING:
+    from anyserve_scheduler.gateway.forwarding import Forwarding
 
 LOAD_WAIT = 30.0
 """Seconds that a request without a deadline waits for what is on demand."""
@@ -70,7 +73,7 @@ class Ways:
         """Those of the requests on their way."""
         self.nursery: trio.Nursery
         """For what a request has to wait for."""
-        self.intake = Intake()
+        self.intake: Intake[Forwarding] = Intake()
         """Requests on their way, until the scheduler drains."""
         self.meter: Meter | None = None
         """What measures the requests; None where nobody asks for that."""

@@ -1,0 +1,1 @@
+"""The console: a page that shows what runs, and may cancel it."""
