@@ -94,6 +94,16 @@ def test_a_hung_replica_lets_no_deadline_pass_at_the_scheduler() -> None:
     assert result.outcomes["deadline_exceeded"] > 0
 
 
+def test_what_a_hung_replica_has_ends_with_its_lease() -> None:
+    fault = '[[faults]]\nkind = "hang"\nreplica = "d-0"\nat = 5\nduration = 60\n'
+    (traffic,) = quiet().traffic
+    endless = attrs.evolve(traffic, deadline=math.inf)
+    result = run(quiet(fault, traffic=(endless,), requests=200))
+    assert not result.violations
+    assert result.outcomes["unavailable"] > 0
+    assert result.duration < 30
+
+
 def test_a_crash_ends_what_ran_there_as_unavailable_and_nothing_else() -> None:
     fault = '[[faults]]\nkind = "crash"\nat = 1\nduration = 1\nevery = 2\n'
     (traffic,) = quiet().traffic

@@ -123,7 +123,8 @@ class Attachment:
         attached = self.attached
         self.end()
         if attached:
-            self._send(self._front.on_leave, self)
+            # By a connection of its own, which has to be made.
+            self._send(self._front.on_leave, self, late=2 * self._network.longest)
 
     def changed(self) -> None:
         """What is offered may be different: tell it at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from anyserve.replica.inference import scan
 from anyserve.transport.outgoing import Answers
 from anyserve.transport.rpc import Buffer
 from anyserve_scheduler.demand import Demand
-from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, ReplicaView
 from anyserve_scheduler.gateway.forwarding import Forwarding
 from anyserve_scheduler.gateway.incoming import Incoming, Metadata, incoming
 from anyserve_scheduler.gateway.resuming import ROOM
@@ -52,19 +53,35 @@ class _Links(Links):
         return len(self._links)
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Channels:
-    """The ways to simulated replicas."""
+    """The ways to simulated replicas. As the product's, a channel ends with its replica's lease."""
 
     front: Front
+    open_calls: dict[str, dict[Call, None]] = attrs.field(factory=dict)
+    """By replica."""
 
     def get(self, replica: ReplicaView) -> _Channel:
         """See `Reach`."""
-        return _Channel(self.front, replica)
+        return _Channel(self.front, replica, self.open_calls.setdefault(replica.id, {}))
 
     async def open(self, replica: ReplicaView) -> _Channel:
         """See `Reach`."""
         return self.get(replica)
+
+    def follow(self, news: Sequence[Change] | Fleet) -> None:
+        """Close the channels of replicas whose lease is over."""
+        assert not isinstance(news, Fleet), "more changes at once than the registry keeps"
+        for change in news:
+            if change.kind in (ChangeKind.LEFT, ChangeKind.JOINED):
+                calls = self.open_calls.pop(change.id, None)
+                if calls:
+                    self.front.place.loop.after(0.0, self._close, list(calls))
+
+    def _close(self, calls: list[Call]) -> None:
+        for call in calls:
+            self.front.place.ledger.lose(call.body)
+            call.lose(Unavailable("the connection was closed"))
 
 
 @attrs.frozen
@@ -73,6 +90,7 @@ class _Channel:
 
     front: Front
     replica: ReplicaView
+    open_calls: dict[Call, None]
 
     def call(
         self,
@@ -86,7 +104,10 @@ class _Channel:
         """See `Caller`."""
         self.front.check_lease(self.replica)
         target = self.front.place.replicas[self.replica.id]
-        return target.call(SCHEDULER, path, b"".join(message), answers, deadline, metadata)
+        call = target.call(SCHEDULER, path, b"".join(message), answers, deadline, metadata)
+        self.open_calls[call] = None
+        call.on_closed = partial(self.open_calls.pop, call, None)
+        return call
 
 
 @attrs.define(eq=False)
@@ -124,7 +145,9 @@ class Front:
         self.registry = WatchedRegistry(MemoryRegistry(place.terms, next_epoch=epoch))
         self.registry.follow(self.router.follow)
         self.links = _Links(self.registry)
-        self.ways = Ways(self.registry, self.links, _Channels(self), self.router)
+        channels = _Channels(self)
+        self.registry.follow(channels.follow)
+        self.ways = Ways(self.registry, self.links, channels, self.router)
         loop = place.loop
         self._demand = demand
         self.heard: dict[str, float] = {}

@@ -43,6 +43,11 @@ class Network:
     parted: dict[str, float] = attrs.field(factory=dict)
     """Until when a replica's link to the scheduler is down; what is sent comes after that."""
 
+    @property
+    def longest(self) -> float:
+        """Seconds that a message takes at most, where nothing holds it up."""
+        return self.latency * (1 + self.jitter)
+
     def send(
         self,
         source: str,
@@ -110,6 +115,13 @@ class Call:
             self.over = True
             self.on_closed()
             self.network.send(self.source, self.target, self._gone)
+
+    def lose(self, error: AnyServeError) -> None:
+        """Its connection was closed here: end it with an error, and let the server see that."""
+        if not self.over:
+            answers = self.answers
+            self.cancel()
+            answers.on_end(error, MultiDict())
 
     def hold(self) -> None:
         """Nobody in the simulation is slow to take answers."""

@@ -100,9 +100,7 @@ class _Run:
             loop, self._network, self._scheduler, self._replicas, Random(f"{seed}/faults")
         )
         self._places = Random(f"{seed}/places")
-        self._begin = (
-            _WARM_UP + scenario.terms.interval + 4 * scenario.latency * (1 + scenario.jitter)
-        )
+        self._begin = _WARM_UP + scenario.terms.interval + 4 * self._network.longest
         self._arrivals = iter(requests)
         self._number = 0
         self._exhausted = False
@@ -141,7 +139,7 @@ class _Run:
         scenario, ledger = self._scenario, self._ledger
         self._faults.stop()
         longest = max((fault.duration for fault in scenario.faults), default=0.0)
-        way = scenario.latency * (1 + scenario.jitter)
+        way = self._network.longest
         self._loop.run(self._loop.now + longest + scenario.terms.lease + 4 * way + _MARGIN)
         for replica in self._replicas.values():
             for leak in replica.leaks():

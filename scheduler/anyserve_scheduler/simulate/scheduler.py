@@ -151,7 +151,7 @@ class Scheduler:
         if self.on_demand:
             front.keep_demand()
         if self._started > 1:
-            way = self.network.latency * (1 + self.network.jitter)
+            way = self.network.longest
             self.loop.after(self.terms.lease + 4 * way, self._check_rebuilt, front, self.loop.now)
 
     def crash(self) -> None:
