@@ -18,6 +18,7 @@ from anyserve.engines.prompts import Prompt, parse_chat
 from anyserve.engines.sampling import REFUSED, Sampling
 from anyserve.errors import InvalidArgument
 from anyserve.messages import OutputValue, Request, Response
+from anyserve.pairs import Rendezvous
 
 INPUTS = {
     "text_input": "BYTES[1]?",
@@ -85,6 +86,8 @@ class TextRequest:
     """The prompt stands before the text (`exclude_input_in_output` is false)."""
     outputs: frozenset[str]
     """The outputs that responses have."""
+    rendezvous: Rendezvous | None = None
+    """Where it is served by a pair of engines, of which this is one."""
 
     def response(self, delta: Delta, tokens: int, *, is_first: bool) -> Response:
         """The response that brings `delta`.
@@ -148,6 +151,7 @@ def read_request(request: Request) -> TextRequest:
         stream=stream,
         echo=echo,
         outputs=_outputs(request, sampling),
+        rendezvous=Rendezvous.read(request.parameters),
     )
 
 

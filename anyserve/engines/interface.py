@@ -7,7 +7,7 @@ form; docs/engines/own.md shows one.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -15,6 +15,7 @@ from anyserve.capability import Attribute
 from anyserve.engines.prompts import Chat, Message, Prompt
 from anyserve.engines.sampling import BASIC, Sampling
 from anyserve.errors import Unimplemented
+from anyserve.pairs import Rendezvous
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "Delta",
     "Engine",
     "EngineLoad",
+    "Half",
     "Message",
     "Prompt",
     "Sampling",
@@ -162,3 +164,12 @@ class Engine(Protocol):
     def load(self) -> EngineLoad | None:
         """How busy it is now; None where it doesn't know."""
         return None
+
+
+@runtime_checkable
+class Half(Protocol):
+    """An engine that may be half of a pair: prompts are computed by one, texts made by another."""
+
+    def at(self, rendezvous: Rendezvous) -> Engine:
+        """The same engine, for a text whose other half is met there."""
+        ...

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from anyserve.engines.fields import TextRequest
-from anyserve.engines.interface import Delta, Engine
+from anyserve.engines.interface import Delta, Engine, Half
 from anyserve.engines.sampling import Sampling
 
 
@@ -23,7 +23,7 @@ async def generating(
     texts, from inside an exception group, when the first one fails.
     """
     if asked.sampling.n == 1 or engine.about.samples:
-        deltas = engine.generate(
+        deltas = _at(engine, asked, 0).generate(
             asked.prompt, asked.sampling, resume=asked.resume, request_id=request_id
         )
         async with aclosing(deltas):
@@ -37,6 +37,13 @@ async def generating(
                 nursery.start_soon(one.run, name=f"text {index}")
         yield receive
         nursery.cancel_scope.cancel()
+
+
+def _at(engine: Engine, asked: TextRequest, index: int) -> Engine:
+    """The engine for one of the texts: where it is half of a pair, at the text's rendezvous."""
+    if asked.rendezvous is not None and isinstance(engine, Half):
+        return engine.at(asked.rendezvous.sample(index))
+    return engine
 
 
 @attrs.frozen(eq=False)
@@ -59,7 +66,7 @@ class Sample:
 
     async def run(self) -> None:
         """Send the text's pieces; ends with it."""
-        deltas = self.engine.generate(
+        deltas = _at(self.engine, self.asked, self.index).generate(
             self.asked.prompt, self.sampling, request_id=f"{self.request_id}-{self.index}"
         )
         async with self.send, aclosing(deltas):

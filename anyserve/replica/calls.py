@@ -6,6 +6,7 @@ from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.capability import need_of
 from anyserve.errors import AnyServeError, FailedPrecondition, ResourceExhausted
+from anyserve.pairs import check_client, check_paired
 from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Answered, Asked, Call, Called, Reply
@@ -73,6 +74,8 @@ class CalledRequest(AnywhereRequest):
             )
         need = need_of(head.model_name, head.parameters, version=head.model_version)
         offer = self._dispatcher.match(need)[0].offer
+        check_client(head.parameters)
+        check_paired(offer.capability, head.parameters)
         return Call(
             need=need,
             head=head.head,

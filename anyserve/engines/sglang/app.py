@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from anyserve.engines.interface import Engine
 from anyserve.engines.options import count
 from anyserve.engines.serving import embedding_app, text_app
 from anyserve.engines.sglang.client import Client, parse_url
-from anyserve.engines.sglang.discovery import generates
+from anyserve.engines.sglang.discovery import serves
 from anyserve.engines.sglang.engine import SglangEngine
 from anyserve.engines.sglang.owned import OwnedSettings, open_owned
 from anyserve.engines.sglang.pool import EnginePool
+from anyserve.pairs import DECODE, PREFILL
 
 _MOST_SECONDS = 86_400
 
@@ -28,14 +29,17 @@ def attached(
     tokenizer: str | None = None,
     api_key_file: str | None = None,
     wait: str = "30",
+    bootstrap_host: str | None = None,
 ) -> App:
     """An app that serves the model of a running SGLang server.
 
     url: `http://host:port`; several, with commas, are servers of one model, which share the load.
-    capability: what it is served as; `decode`, or `embedding` where the model embeds.
+    capability: what it is served as; `decode`, `embedding` where the model embeds, `prefill` where
+        the server is that half of a pair.
     tokenizer: a folder with the model's tokenizer files, where the server's own isn't one here.
     api_key_file: its first line is the key that the server asks for.
     wait: seconds for the server to come up.
+    bootstrap_host: of a prefill half, where decode halves find it; the url's, otherwise.
 
     Blocks until the server says what kind of model it has. Raises `ValueError` for an option that
     can't be read, `CannotLoad` when no server answers.
@@ -45,11 +49,17 @@ def attached(
     seconds = count("wait", wait, 0, _MOST_SECONDS)
     folder = Path(tokenizer) if tokenizer else None
     openers = [
-        partial(SglangEngine.attached, Client(parse_url(one), key), folder, within=seconds)
+        partial(
+            SglangEngine.attached,
+            Client(parse_url(one), key),
+            folder,
+            within=seconds,
+            bootstrap_host=bootstrap_host,
+        )
         for one in urls
     ]
     opened = partial(EnginePool.open, openers)
-    return engine_app(opened, capability, generates=generates(urls[0], key, seconds))
+    return engine_app(opened, serves(urls[0], key, seconds), capability)
 
 
 def owned(
@@ -73,19 +83,23 @@ def owned(
     more = shlex.split(args)
     settings = OwnedSettings(model, python, more, count("load_time", load_time, 1, _MOST_SECONDS))
     opened = partial(open_owned, settings, Path(tokenizer) if tokenizer else None)
-    return engine_app(opened, capability, generates="--is-embedding" not in more)
+    return engine_app(opened, _started_for(more), capability)
 
 
 def engine_app(
-    open_engine: Callable[[], AbstractAsyncContextManager[Engine]],
-    capability: str | None,
-    *,
-    generates: bool,
+    open_engine: Callable[[], AbstractAsyncContextManager[Engine]], serves: str, name: str | None
 ) -> App:
-    """The app of an engine that gives text, or vectors."""
-    if generates:
-        return text_app(open_engine, capability or "decode")
-    return embedding_app(open_engine, capability or "embedding")
+    """The app of an engine that gives text, or vectors; name: in place of what it `serves`."""
+    declared = embedding_app if serves == "embedding" else text_app
+    return declared(open_engine, name or serves)
+
+
+def _started_for(args: Sequence[str]) -> str:
+    """What a server with these options serves."""
+    if "--is-embedding" in args:
+        return "embedding"
+    mode = f"--disaggregation-mode {PREFILL}"
+    return PREFILL if mode in " ".join(args).replace("=", " ") else DECODE
 
 
 def _first_line(path: str | None) -> str | None:

@@ -12,9 +12,10 @@ import attrs
 import msgspec
 import trio
 
+from anyserve.capability import Attribute
 from anyserve.engines.errors import CannotLoad
 from anyserve.engines.interface import About
-from anyserve.engines.sglang.client import Client, parse_url
+from anyserve.engines.sglang.client import Client, Value, parse_url
 from anyserve.engines.sglang.protocol import (
     SAMPLING,
     ModelInfo,
@@ -24,10 +25,12 @@ from anyserve.engines.sglang.protocol import (
 )
 from anyserve.engines.sglang.tokenizer import Tokenizer, read_tokenizer
 from anyserve.errors import Unavailable
+from anyserve.pairs import DECODE, DISAGGREGATION, HOST, PORT, PREFILL
 
 ASK_TIME = 30.0
 """Seconds for an answer; a server that has just started may be computing its first batch."""
 _DEFAULT_SLOTS = 64
+HALVES = (PREFILL, DECODE)
 _DEFAULT_CONTEXT = 2048
 
 
@@ -46,12 +49,22 @@ class Served:
     sampling: frozenset[str]
     incremental: bool
     low_priority_first: bool
+    half: str | None = None
+    """Of a pair: `prefill` or `decode`."""
+    bootstrap_port: int | None = None
+    """Of a prefill half: where decode halves ask for it."""
 
-    def about(self, tokenizer: Tokenizer | None) -> About:
+    def about(self, tokenizer: Tokenizer | None, host: str = "") -> About:
         """What an engine on this server says of itself.
 
         Without a tokenizer it knows neither the chat template nor where characters end.
+        host: that of a prefill half, as decode halves reach it.
         """
+        attributes: dict[str, Attribute] = {}
+        if self.half is not None:
+            attributes[DISAGGREGATION] = self.half
+        if self.half == PREFILL and self.bootstrap_port is not None:
+            attributes |= {HOST: host, PORT: self.bootstrap_port}
         template = tokenizer.template if tokenizer is not None else None
         return About(
             model=self.model,
@@ -60,7 +73,9 @@ class Served:
             sampling=self.sampling,
             chat=template is not None,
             tools=template is not None and template.tools,
-            resumable=self.generates and tokenizer is not None,
+            # What a prefill half answers is read by nobody, so that its ids need no care.
+            resumable=self.generates and (tokenizer is not None or self.half == PREFILL),
+            attributes=attributes,
         )
 
 
@@ -88,6 +103,8 @@ async def discover(client: Client) -> Served:
         sampling=SAMPLING | {option for option, there in offered.items() if there},
         incremental=server.incremental_streaming_output,
         low_priority_first=server.schedule_low_priority_values_first,
+        half=server.disaggregation_mode if server.disaggregation_mode in HALVES else None,
+        bootstrap_port=server.disaggregation_bootstrap_port,
     )
 
 
@@ -110,22 +127,29 @@ async def adds_bos(client: Client, served: Served) -> bool:
     return counts[0] > counts[1]
 
 
-def generates(url: str, api_key: str | None, wait: float) -> bool:
-    """Whether the server at `url` gives text, rather than vectors.
+def serves(url: str, api_key: str | None, wait: float) -> str:
+    """What the server at `url` is for: `decode`, `prefill` or `embedding`.
 
     Blocks, as what makes an app may, for up to `wait` seconds until it answers. Raises
     `CannotLoad`.
     """
     parse_url(url)
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    base = url if "//" in url else f"http://{url}"
-    request = urllib.request.Request(f"{base.rstrip('/')}/model_info", headers=headers)
+    base = (url if "//" in url else f"http://{url}").rstrip("/")
     until = time.monotonic() + wait
+    if not _asked(f"{base}/model_info", api_key, ModelInfo, until).is_generation:
+        return "embedding"
+    server = _asked(f"{base}/server_info", api_key, ServerInfo, until)
+    return PREFILL if server.disaggregation_mode == PREFILL else DECODE
+
+
+def _asked(url: str, api_key: str | None, kind: type[Value], until: float) -> Value:
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    request = urllib.request.Request(url, headers=headers)
     while True:
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 data: Any = answer.read()
-            return msgspec.json.decode(data, type=ModelInfo).is_generation
+            return msgspec.json.decode(data, type=kind)
         except (OSError, urllib.error.URLError) as error:
             if time.monotonic() > until:
                 raise CannotLoad(f"no SGLang answers at {url}: {error}") from None

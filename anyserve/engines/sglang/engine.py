@@ -35,7 +35,8 @@ from anyserve.engines.sglang.protocol import (
 from anyserve.engines.sglang.stream import TextStream
 from anyserve.engines.sglang.tokenizer import Tokenizer
 from anyserve.engines.stops import StopStrings
-from anyserve.errors import InvalidArgument, Unavailable, Unimplemented
+from anyserve.errors import FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
+from anyserve.pairs import Rendezvous
 
 _CHUNK = msgspec.json.Decoder(Chunk)
 _CHUNK_WITH_IDS = msgspec.json.Decoder(ChunkWithIds)
@@ -58,18 +59,28 @@ class SglangEngine(Engine):
     tokenizer: Tokenizer | None
     strips_bos: bool
     """What the chat template begins with, the server puts before raw prompts itself."""
+    rendezvous: Rendezvous | None = None
+    """With the other half, where the server is half of a pair: see `at`."""
 
     @classmethod
     @asynccontextmanager
     async def attached(
-        cls, client: Client, tokenizer: Path | None = None, *, within: float
+        cls,
+        client: Client,
+        tokenizer: Path | None = None,
+        *,
+        within: float,
+        bootstrap_host: str | None = None,
     ) -> AsyncIterator[SglangEngine]:
         """An engine on a server that runs, or will within `within` seconds.
 
         tokenizer: a folder with the model's tokenizer files, where the server's own path is not
-            one here. From then on the server's health is watched. At the end, texts that are on
-            their way are given up. Raises `Unavailable`, `CannotLoad`; errors of the body come in
-            an exception group.
+            one here. bootstrap_host: of a prefill half, where decode halves find it; the
+            client's, otherwise.
+
+        From then on the server's health is watched. At the end, texts that are on their way are
+        given up. Raises `Unavailable`, `CannotLoad`; errors of the body come in an exception
+        group.
         """
         await until_ready(client, within)
         served = await discover(client)
@@ -80,11 +91,16 @@ class SglangEngine(Engine):
             monitor = Health(client, served)
             await nursery.start(monitor.run)
             try:
-                yield cls(served.about(found), served, client, monitor, found, strips)
+                about = served.about(found, bootstrap_host or client.address.host)
+                yield cls(about, served, client, monitor, found, strips)
             finally:
                 monitor.fail("the engine is closing")
                 client.close()
                 nursery.cancel_scope.cancel()
+
+    def at(self, rendezvous: Rendezvous) -> SglangEngine:
+        """See `Half.at`; all but the rendezvous is shared."""
+        return attrs.evolve(self, rendezvous=rendezvous)
 
     async def health(self) -> None:
         """Raises `Unavailable` while the server is down, as found out last."""
@@ -109,6 +125,8 @@ class SglangEngine(Engine):
         self.monitor.check()
         if not self.served.generates:
             raise Unimplemented(f"{self.about.model} generates no text")
+        if self.served.half is not None and self.rendezvous is None:
+            raise FailedPrecondition(f"SGLang at {self.client.address} is half of a pair")
         text = self._text(prompt)
         given, room = await self._prompt(text, sampling, resume)
         if room is not None and room <= 0:
@@ -121,6 +139,7 @@ class SglangEngine(Engine):
             rid,
             max_tokens=room,
             low_priority_first=self.served.low_priority_first,
+            rendezvous=self.rendezvous,
         )
         with_ids = sampling.return_token_ids
         decode = _CHUNK_WITH_IDS.decode if with_ids else _CHUNK.decode

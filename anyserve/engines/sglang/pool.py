@@ -45,6 +45,8 @@ class EnginePool(Engine):
             if len(engines) == 1:
                 yield engines[0]
                 return
+            if any(engine.served.half is not None for engine in engines):
+                raise CannotLoad("halves of pairs are told apart by the scheduler: one url each")
             for engine in engines[1:]:
                 if attrs.evolve(engine.about, slots=first.slots) != first:
                     raise CannotLoad(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from anyserve.engines.sampling import BASIC, Sampling
+from anyserve.pairs import Rendezvous
 
 SAMPLING = BASIC | {
     "temperature",
@@ -93,6 +94,8 @@ class ServerInfo(msgspec.Struct):
     schedule_low_priority_values_first: bool = False
     enable_lora: bool | None = None
     enable_deterministic_inference: bool = False
+    disaggregation_mode: str = "null"
+    disaggregation_bootstrap_port: int | None = None
 
 
 class Model(msgspec.Struct):
@@ -148,10 +151,11 @@ def encode(
     *,
     max_tokens: int | None,
     low_priority_first: bool = False,
+    rendezvous: Rendezvous | None = None,
 ) -> bytes:
     """The body of a streamed `/generate`.
 
-    max_tokens: None for as many as the context holds.
+    max_tokens: None for as many as the context holds. rendezvous: with the other half of a pair.
     """
     how: dict[str, Any] = {
         "max_new_tokens": max_tokens,
@@ -186,4 +190,6 @@ def encode(
         body["priority"] = -sampling.priority if low_priority_first else sampling.priority
     if sampling.lora is not None:
         body["lora_path"] = sampling.lora
+    if rendezvous is not None:
+        body |= rendezvous.parameters  # the same names
     return msgspec.json.encode(body)

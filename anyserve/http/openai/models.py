@@ -11,6 +11,7 @@ import attrs
 from anyserve.capability import Attribute, Capability
 from anyserve.http.backend import Backend, Offered
 from anyserve.http.openai.errors import Refused
+from anyserve.pairs import DISAGGREGATION, PREFILL
 
 MODEL = "model"
 """The attribute of an offer that names its model."""
@@ -113,7 +114,7 @@ def targets(offers: Iterable[Offered]) -> dict[str, Target]:
     for offered in offers:
         capability: Capability = offered.capability
         model = capability.attributes.get(MODEL)
-        if not isinstance(model, str):
+        if not isinstance(model, str) or capability.attributes.get(DISAGGREGATION) == PREFILL:
             continue
         root = capability.name.partition(".")[0]
         offer = capability.attributes

@@ -9,6 +9,7 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve import traces
 from anyserve.burst import now
+from anyserve.capability import Capability
 from anyserve.deadlines import Deadline
 from anyserve.errors import (
     AnyServeError,
@@ -28,7 +29,15 @@ from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView, ReplicaView
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
+from anyserve_scheduler.gateway.incoming import Metadata as Sending
 from anyserve_scheduler.gateway.meter import Passage, outcome_of
+from anyserve_scheduler.gateway.pairing import (
+    PrefillHalf,
+    can_meet,
+    half_need,
+    needs_partner,
+    rendezvous,
+)
 from anyserve_scheduler.gateway.resuming import Kept, asking, of_same_model
 from anyserve_scheduler.gateway.ways import Client, Ways
 from anyserve_scheduler.links import Link
@@ -49,6 +58,8 @@ class Forwarding:
     """Whether the replica may answer any number of times."""
     _deadline: Deadline | None = None
     _call: Ongoing | None = None
+    _prefill: PrefillHalf | None = None
+    """Where a pair serves it; `_call` is that of the decode half."""
     _sent: Sent | None = None
     _span: traces.Span | None = None
     _sending: traces.Span | None = None
@@ -80,7 +91,9 @@ class Forwarding:
         """Where it was sent last; nothing before that."""
         self._excluded: dict[str, str] = {}
         handed_over = request.permit.spent
-        if handed_over is not None:
+        if handed_over is not None and not needs_partner(
+            ways.registry.fleet(), handed_over.replica, self._need
+        ):
             self._excluded[handed_over.replica] = handed_over.reason
 
     def start(self) -> None:
@@ -105,8 +118,7 @@ class Forwarding:
     def cancel(self, error: AnyServeError | None = None) -> None:
         """Nobody wants the answers any more; error: what the client has read in one of them."""
         if not self._over:
-            if self._call is not None:
-                self._call.cancel()
+            self._stop()
             self._count(Outcome.CANCELLED if error is None else Outcome.FAILED)
             self._finish("cancelled" if error is None else error.message)
 
@@ -125,8 +137,7 @@ class Forwarding:
     def abort(self, error: Cancelled) -> None:
         """Whoever operates this wants it to end; its client hears `error`."""
         if not self._over:
-            if self._call is not None:
-                self._call.cancel()
+            self._stop()
             self._count(Outcome.CANCELLED)
             self._finish(error.message)
             self._client.on_end(error)
@@ -204,7 +215,7 @@ class Forwarding:
                 return
             raise self._lost(chosen)
         self._stop_waiting()
-        decision, link = chosen
+        decision = chosen
         self.replica = decision.replica
         if self._passage is not None:
             self._passage.sent(decision.capability.name)
@@ -212,22 +223,30 @@ class Forwarding:
             self._span.args["capability"] = decision.capability.name
             self._span.args["replica"] = decision.replica
         self._sent = ways.router.sent(self._need, hints, decision, time)
-        self._send(decision, link.token)
+        self._send(decision)
 
-    def _choose(self, hints: Hints, time: float) -> tuple[Decision, Link] | NoRoute:
-        """The best replica, and its link, which is up."""
+    def _choose(self, hints: Hints, time: float) -> Decision | NoRoute:
+        """The best replica, or pair of them, whose links are up."""
         while True:
             self._ways.decisions += 1
             decision = self._ways.router.choose(self._need, hints, time)
             if isinstance(decision, NoRoute):
                 return decision
-            link = self._ways.links.get(decision.replica)
-            if link is None or link.epoch != decision.epoch:
-                self._excluded[decision.replica] = "its link is not up yet"
+            halves = [decision] if decision.prefill is None else [decision, decision.prefill]
+            down = [half.replica for half in halves if self._link(half) is None]
+            if down:
+                self._excluded |= dict.fromkeys(down, "its link is not up yet")
+            elif decision.prefill is not None and not can_meet(decision.prefill):
+                self._excluded[decision.prefill.replica] = "it does not say where it is met"
             elif self._is_resumed and not self._offer_of(decision).resumable:
                 self._excluded[decision.replica] = "it takes no texts that were begun elsewhere"
             else:
-                return decision, link
+                return decision
+
+    def _link(self, decision: Decision) -> Link | None:
+        """That of the replica as it is meant, where it is up."""
+        link = self._ways.links.get(decision.replica)
+        return link if link is not None and link.epoch == decision.epoch else None
 
     def _offer_of(self, decision: Decision) -> OfferView:
         fleet = self._ways.registry.fleet()
@@ -277,14 +296,14 @@ class Forwarding:
             self._ways.deadlines.drop(self._load_deadline)
             self._load_deadline = None
 
-    def _send(self, decision: Decision, token: bytes) -> None:
+    def _send(self, decision: Decision) -> None:
         request, ways = self.request, self._ways
         view = ways.registry.fleet().replicas[decision.replica]
         self._offer = self._offer_of(decision)
         self.decoupled = self._offer.decoupled
         self._keep()
         delegations = request.permit.delegations
-        trace: tuple[tuple[str, str], ...] = ()
+        trace: Sending = ()
         if request.trace is not None:
             sending = request.trace.child()
             trace = sending.headers
@@ -295,38 +314,66 @@ class Forwarding:
                 capability=str(decision.capability),
                 delegations=delegations,
             )
-        metadata = (
-            *request.metadata,
-            *trace,
-            (LINK_TOKEN, token),
-            (DELEGATIONS, str(delegations)),
-            *(((NEED, to_bytes(self._need)),) if delegations else ()),
-        )
+        message = (request.body,) if self._kept is None else (request.body, self._kept.behind)
+        need = self._need if delegations else None
+        if decision.prefill is not None:
+            message = (*message, rendezvous(decision.prefill))
+            need = half_need(decision)
+            self._prefill = PrefillHalf(ways, request, decision.prefill, self._prefill_ended)
+            metadata = self._metadata(decision.prefill, trace, half_need(decision.prefill))
+            self._prefill.start(message, metadata)
+        metadata = self._metadata(decision, trace, need)
         channel = ways.channels.get(view)
         if channel is not None:
-            self._begin(channel, metadata)
+            self._begin(channel, message, metadata)
         else:
-            ways.nursery.start_soon(self._open, view, metadata)
+            ways.nursery.start_soon(self._open, view, message, metadata)
 
-    def _begin(self, channel: Caller, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        request, kept = self.request, self._kept
-        message = (request.body,) if kept is None else (request.body, kept.behind)
+    def _metadata(self, decision: Decision, trace: Sending, need: Capability | None) -> Sending:
+        """What goes along; need: where the request does not say it itself."""
+        request, link = self.request, self._link(decision)
+        assert link is not None
+        return (
+            *request.metadata,
+            *trace,
+            (LINK_TOKEN, link.token),
+            (DELEGATIONS, str(request.permit.delegations)),
+            *(() if need is None else ((NEED, to_bytes(need)),)),
+        )
+
+    def _begin(self, channel: Caller, message: Sequence[bytes], metadata: Sending) -> None:
+        request = self.request
         self._call = channel.call(
             request.path, message, self, deadline=request.deadline, metadata=metadata
         )
         if self._held:
             self._call.hold()
 
-    async def _open(self, view: ReplicaView, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    async def _open(self, view: ReplicaView, message: Sequence[bytes], metadata: Sending) -> None:
         """The same where there is no channel yet; waits a turn of the loop."""
+        attempt = self._attempts
         try:
             channel = await self._ways.channels.open(view)
         except Unavailable as error:
-            if not self._over:
+            if not self._over and attempt == self._attempts:
                 self._go_on(error.message)
             return
-        if not self._over:
-            self._begin(channel, metadata)
+        if not self._over and attempt == self._attempts:
+            self._begin(channel, message, metadata)
+
+    def _prefill_ended(self, error: AnyServeError | None, metadata: Metadata) -> None:
+        """The prefill half has ended. The pair fails with it until the decode half has answered,
+        which then has all that it needs of it."""
+        half, self._prefill = self._prefill, None
+        assert half is not None
+        assert self._sent is not None
+        if error is not None and not self._answered:
+            self._prefill = half
+            self._stop()
+            self.replica = half.replica
+            self.on_end(error, metadata)
+        elif self._sent.prefill is not None:
+            self._ways.router.ended(self._sent.prefill, now(), served=error is None)
 
     def _keep(self) -> None:
         """Begin to keep what it is answered with, where it may be resumed."""
@@ -389,7 +436,8 @@ class Forwarding:
             self._end(error)
             return
         ways.delegated += 1
-        self._need = narrowed(self._need, handback)
+        if self._prefill is None:  # a half says no more than that it is one
+            self._need = narrowed(self._need, handback)
         self._go_on(handback.reason)
 
     def _go_on(self, reason: str) -> None:
@@ -417,10 +465,14 @@ class Forwarding:
     # Its end.
 
     def _expire(self) -> None:
-        if self._call is not None:
-            self._call.cancel()
+        self._stop()
         what = f"{self._need} was loaded" if self.waiting else "the request was answered"
         self._end(DeadlineExceeded(f"the deadline passed before {what}"))
+
+    def _stop(self) -> None:
+        """Have its replica give it up."""
+        if self._call is not None:
+            self._call.cancel()
 
     def _end(self, error: AnyServeError | None) -> None:
         self._count(outcome_of(error, at_replica=self._call is not None))
@@ -449,6 +501,9 @@ class Forwarding:
     def _close(self, failure: str | None) -> None:
         """It is no longer at the replica it was at; failure: why that has not served it."""
         self._call = None
+        if self._prefill is not None:
+            self._prefill.cancel()
+            self._prefill = None
         if self._sending is not None:
             self._sending.close(error=failure)
         if self._sent is not None:

@@ -12,6 +12,7 @@ from anyserve_protos.infer_wire import InferRequestHead, Parameter
 from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument
 from anyserve.needs import from_bytes
+from anyserve.pairs import check_client
 from anyserve.replica.handback import DELEGATION, request_need, without_control
 from anyserve.replica.inference import deadline_of
 from anyserve.traces import Trace, at_door, without_trace
@@ -67,9 +68,10 @@ def incoming(
     """What a client sends, or a replica that hands a request over.
 
     head: what was read of `body`. metadata, deadline: those of the call. Raises `InvalidArgument`
-    for a need that can't be, and `PermissionDenied` for one who hands a request over and is no
-    replica of this fleet.
+    for a need that can't be, and for a client that tells halves of a pair where to meet;
+    `PermissionDenied` for one who hands a request over and is no replica of this fleet.
     """
+    check_client(head.parameters)
     permit = Permit()
     for key, value in metadata:
         if key == DELEGATION and isinstance(value, bytes):

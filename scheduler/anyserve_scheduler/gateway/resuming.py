@@ -77,6 +77,7 @@ class Kept:
         """Keep what the replica has said; gives what of it is for the client, maybe nothing."""
         if self._request.path != MODEL_STREAM_INFER:
             self._forget("it was answered")
+            self._request.body = b""
             return messages
         if is_error(messages[-1]):
             failure = unwrapped(messages[-1])
@@ -87,6 +88,8 @@ class Kept:
             self._forget("it has done so once")
         elif not self._why:
             self._add(sum(map(len, messages)), messages)
+        if self._why:
+            self._request.body = b""
         return messages
 
     def prepare(self) -> bool:
@@ -117,10 +120,9 @@ class Kept:
         self._size = 0
 
     def _forget(self, why: str) -> None:
-        """It goes nowhere else any more, and the request itself need not be kept."""
+        """Once it has been answered, it goes nowhere else any more."""
         self.drop()
         self._why = why
-        self._request.body = b""
 
     def _add(self, size: int, messages: Sequence[bytes]) -> None:
         self._size += size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from anyserve.pairs import is_half
 from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, OfferView, ReplicaState, ReplicaView
 from anyserve_scheduler.routing.index import Index
 from anyserve_scheduler.routing.inflight import InFlight, Key
@@ -19,6 +20,9 @@ class Candidates:
     draining: Index = attrs.field(init=False, factory=Index)
     loadable: Index = attrs.field(init=False, factory=Index)
     """Offers on demand that are not loaded, of replicas that do not drain."""
+    halves: Index = attrs.field(init=False, factory=Index)
+    """Those of live replicas that are of use in a pair alone."""
+    suspect_halves: Index = attrs.field(init=False, factory=Index)
     _homes: dict[str, Home] = attrs.field(init=False, factory=dict)
     _in_flight: dict[Key, InFlight] = attrs.field(init=False, factory=dict)
     """Of all candidates, and of those that left while requests are open there."""
@@ -29,7 +33,8 @@ class Candidates:
 
     def indexes(self) -> tuple[Index, ...]:
         """Every candidate is in one of these."""
-        return self.live, self.suspect, self.draining, self.loadable
+        alone = self.live, self.suspect, self.draining, self.loadable
+        return (*alone, self.halves, self.suspect_halves)
 
     def get(self, key: Key) -> Candidate | None:
         """The candidate of this replica and capability."""
@@ -149,4 +154,6 @@ class Candidates:
             return self.draining
         if offer.loadable:
             return self.loadable
+        if is_half(offer.capability):
+            return self.halves if view.state is ReplicaState.LIVE else self.suspect_halves
         return self.live if view.state is ReplicaState.LIVE else self.suspect

@@ -11,6 +11,7 @@ import attrs
 from anyserve.capability import Capability
 from anyserve_scheduler.routing.candidates import Candidates
 from anyserve_scheduler.routing.decision import Decision, Hints, NoRoute, Why
+from anyserve_scheduler.routing.index import Index
 from anyserve_scheduler.routing.policy import Policy
 from anyserve_scheduler.routing.pools import Candidate, Pool
 from anyserve_scheduler.routing.prefix import PrefixTable
@@ -34,14 +35,28 @@ class Known:
 def choose(
     need: Capability, hints: Hints, known: Known, now: float, rng: Random
 ) -> Decision | NoRoute:
-    """Where a request with this need goes. Nothing is changed but `rng`.
+    """Where a request with this need goes, which one offer serves. Nothing is changed but `rng`.
 
     Among the candidates that satisfy, the least powerful ones that can take it before its deadline;
     among these, by the policy. Suspect replicas are for what no live one can take.
     """
-    within = min(hints.budget, _LONGEST)
     candidates = known.candidates
-    live = candidates.live.matched(need)
+    found = choose_from(candidates.live, candidates.suspect, need, hints, known, now, rng)
+    return no_route(need, hints, candidates) if found is None else found
+
+
+def choose_from(
+    lively: Index,
+    suspect: Index,
+    need: Capability,
+    hints: Hints,
+    known: Known,
+    now: float,
+    rng: Random,
+) -> Decision | None:
+    """The same among these; None where none of them can take it."""
+    within = min(hints.budget, _LONGEST)
+    live = lively.matched(need)
     if hints.session is not None and live:
         candidate = _place_of_session(need, hints, known, live, within, now)
         if candidate is not None:
@@ -51,12 +66,12 @@ def choose(
         if found is not None:
             candidate, why = found
             return decided(candidate, (why, Why.SPILLED) if rank else (why,))
-    for pool in candidates.suspect.matched(need):
+    for pool in suspect.matched(need):
         found = _in_pool(pool, hints, known, within, now, rng)
         if found is not None:
             candidate, why = found
             return decided(candidate, (why, Why.SUSPECT))
-    return no_route(need, hints, candidates)
+    return None
 
 
 def decided(candidate: Candidate, reasons: tuple[Why, ...]) -> Decision:

@@ -65,6 +65,9 @@ class Decision:
     """Seconds until it starts there, as far as is known."""
     reasons: tuple[Why, ...]
     """What decided, then what led there."""
+    prefill: Decision | None = None
+    """Where its prompt goes, if a pair serves it; this then is the decode half, and
+    `expected_wait` that of the later one."""
 
 
 @attrs.frozen

@@ -12,9 +12,10 @@ import attrs
 
 from anyserve.capability import Capability
 from anyserve_scheduler.fleet import ReplicaState
-from anyserve_scheduler.routing.choose import Known, choose, relative_load
+from anyserve_scheduler.routing.choose import Known, relative_load
 from anyserve_scheduler.routing.decision import Decision, Hints, NoRoute, Why
 from anyserve_scheduler.routing.index import Index
+from anyserve_scheduler.routing.pairing import route
 from anyserve_scheduler.routing.pools import Candidate, Pool
 
 _SHOWN = 32
@@ -62,6 +63,8 @@ class Explanation:
         """Lines to read."""
         if isinstance(self.outcome, Decision):
             whys = "; ".join(self.outcome.reasons)
+            if self.outcome.prefill is not None:
+                whys += f"; its prompt goes to {self.outcome.prefill.replica}"
             lines = [
                 f"{self.need} goes to {self.outcome.replica} for {self.outcome.capability}: {whys}"
             ]
@@ -90,6 +93,8 @@ class Explanation:
                 "expected_wait": self.outcome.expected_wait,
                 "reasons": list(self.outcome.reasons),
             }
+            if self.outcome.prefill is not None:
+                outcome["prefill"] = self.outcome.prefill.replica
         else:
             outcome = {"status": self.outcome.status.name, "message": self.outcome.message}
         return {
@@ -101,13 +106,13 @@ class Explanation:
 
 
 def explain(need: Capability, hints: Hints, known: Known, now: float, rng: Random) -> Explanation:
-    """What `choose` would answer now, and why each candidate was or was not taken.
+    """What `route` would answer now, and why each candidate was or was not taken.
 
     `rng` is left as it is.
     """
     same = Random()
     same.setstate(rng.getstate())
-    outcome = choose(need, hints, known, now, same)
+    outcome = route(need, hints, known, now, same)
     candidates = known.candidates
     pools = [(pool, index) for index in candidates.indexes() for pool in index.matched(need)]
     account = _Account(hints, known, outcome)
@@ -141,9 +146,11 @@ class _Account:
         self._depths = dict(known.prefixes.matches(hints.blocks))
         self.taken: Candidate | None = None
         self._reasons: tuple[Why, ...] = ()
+        self._paired = False
         if isinstance(outcome, Decision):
             self.taken = known.candidates.get((outcome.replica, outcome.capability.name))
             self._reasons = outcome.reasons
+            self._paired = outcome.prefill is not None
 
     def of(self, candidate: Candidate, pool: Pool, index: Index) -> Considered:
         """The account of a candidate, which is in `pool`, which is one of `index`."""
@@ -175,9 +182,15 @@ class _Account:
             return "its queue is full"
         if candidate.wait > hints.budget:
             return f"it would start after the deadline, in {hints.budget * 1000:.0f} ms"
+        half = index is candidates.halves or index is candidates.suspect_halves
+        if half and not self._paired:
+            return "half of a pair, and no pair can take it, or none as soon"
+        if self._paired and not half:
+            return "a pair takes it at once, or sooner"
         assert self.taken is not None, "what nothing speaks against is taken"
         taken, reason = self.taken, self._reasons[0]
-        if index is candidates.suspect and taken.home.view.state is ReplicaState.LIVE:
+        suspect = index is candidates.suspect or index is candidates.suspect_halves
+        if suspect and taken.home.view.state is ReplicaState.LIVE:
             return "not heard of lately, and another can take it"
         if _tier(candidate) > _tier(taken):
             return "more powerful than it has to be"

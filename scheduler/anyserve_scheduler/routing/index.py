@@ -25,6 +25,10 @@ class Index:
         """The one matched last at the end."""
         self._matches: dict[_Need, tuple[Pool, ...]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is any candidate here."""
+        return bool(self._kinds)
+
     def matched(self, need: Capability) -> tuple[Pool, ...]:
         """The candidates that satisfy `need`, in pools of equal power, the least powerful first."""
         key = need.name, tuple(need.attributes.items()), need.version

@@ -23,6 +23,10 @@ def no_route(need: Capability, hints: Hints, candidates: Candidates) -> NoRoute:
         status, message = _none_can_take(need, pools, hints)
     elif could is not None:
         status, message = Status.UNAVAILABLE, _not_loaded(could)
+    elif candidates.halves.least(need) or candidates.suspect_halves.least(need):
+        status, message = Status.UNAVAILABLE, f"{need} is served by pairs, and none can take it"
+        if hints.excluded:
+            message += f": {_exclusions(hints)}"
     elif candidates.draining.least(need) is not None:
         status, message = Status.UNAVAILABLE, f"all replicas that offer {need} are draining"
     else:

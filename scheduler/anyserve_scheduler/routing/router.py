@@ -8,12 +8,14 @@ from random import Random
 import attrs
 
 from anyserve.capability import Capability
+from anyserve.pairs import MODEL
 from anyserve_scheduler.fleet import Change, Fleet
 from anyserve_scheduler.routing.candidates import Candidates
-from anyserve_scheduler.routing.choose import Known, choose
+from anyserve_scheduler.routing.choose import Known
 from anyserve_scheduler.routing.decision import Decision, Hints, NoRoute
 from anyserve_scheduler.routing.explain import Explanation, explain
 from anyserve_scheduler.routing.inflight import Key
+from anyserve_scheduler.routing.pairing import prefill_need, route
 from anyserve_scheduler.routing.policy import Policy
 from anyserve_scheduler.routing.prefix import PrefixTable
 from anyserve_scheduler.routing.sessions import Sessions
@@ -29,6 +31,8 @@ class Sent:
     waits: bool
     """Whether it was expected to wait before it starts."""
     ended: bool = False
+    prefill: Sent | None = None
+    """The same at the prefill half, where a pair serves it; it may end sooner."""
 
 
 class Router:
@@ -79,7 +83,7 @@ class Router:
 
     def choose(self, need: Capability, hints: Hints, now: float) -> Decision | NoRoute:
         """Where a request goes. What is sent there has to be told by `sent`."""
-        return choose(need, hints, self._known, now, self._rng)
+        return route(need, hints, self._known, now, self._rng)
 
     def explain(self, need: Capability, hints: Hints, now: float) -> Explanation:
         """Where it would go, and why; the next decision stays what it would have been."""
@@ -87,21 +91,27 @@ class Router:
 
     def sent(self, need: Capability, hints: Hints, decision: Decision, now: float) -> Sent:
         """A request is sent where `decision` says. Its end has to be told by `ended`."""
-        known = self._known
+        known, prefill = self._known, None
+        if decision.prefill is not None:
+            model = str(decision.prefill.capability.attributes[MODEL])
+            prefill = self.sent(prefill_need(model), hints, decision.prefill, now)
+            hints = attrs.evolve(hints, session=None, blocks=())
         key = known.candidates.sent((decision.replica, decision.capability.name))
         if hints.blocks and known.policy.prefix:
             known.prefixes.stored(key, hints.blocks)
         if hints.session is not None:
             known.sessions.moved(need.name, hints.session, key, decision.epoch, now)
-        return Sent(key, now, decision.expected_wait > 0)
+        return Sent(key, now, decision.expected_wait > 0, prefill=prefill)
 
     def ended(self, sent: Sent, now: float, *, served: bool) -> None:
-        """A request is over; told again, nothing happens.
+        """A request is over, and with it its prefill half; told again, nothing happens.
 
         served: it ran to its end, so that its time says how long requests take there.
         """
         if sent.ended:
             return
+        if sent.prefill is not None:
+            self.ended(sent.prefill, now, served=False)
         sent.ended = True
         known_service = served and not sent.waits
         self._known.candidates.ended(sent.key, now - sent.at if known_service else None)

@@ -199,6 +199,19 @@ async def _some(stream: trio.SocketStream) -> bytes:
 
 
 @pytest.fixture
+def serve(nursery: trio.Nursery) -> Callable[..., Awaitable[Scripted]]:
+    """Starts one more server, with options of its own."""
+
+    async def serve(**options: Any) -> Scripted:
+        scripted = Scripted()
+        scripted.options |= options
+        await nursery.start(scripted.run)
+        return scripted
+
+    return serve
+
+
+@pytest.fixture
 async def server(nursery: trio.Nursery) -> Scripted:
     scripted = Scripted()
     await nursery.start(scripted.run)
