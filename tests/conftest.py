@@ -42,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--console-picture", metavar="FILE", help="where to put a picture of the console"
     )
+    parser.addoption(
+        "--browser", action="store_true", help="run the tests that need a browser, and those alone"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -227,11 +230,14 @@ def connect() -> Iterator[Callable[[str], RawClient]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Debian's chromium; the test skips where it is not installed.
 
-    Playwright runs asyncio in this thread, so it does not stay for tests that run Trio.
+    Playwright runs asyncio in this thread, where no test can run Trio then, should it not end well.
+    So these tests are for a run of their own: `pytest --browser`.
     """
+    if not request.config.getoption("--browser"):
+        pytest.skip("a browser is for a run of its own: --browser")
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")

@@ -304,7 +304,7 @@ def test_a_client_that_reads_slowly_holds_the_handler(http_replica: Any, tmp_pat
 def test_what_is_in_flight_when_it_drains_is_answered(start_replica: Any) -> None:
     live = start_replica("--app", "behaviours:app", "--http", "0")
     connection = HTTPConnection(live.http, timeout=20)
-    body = json.dumps({"IN": [1, 2], "pause": 2.5})
+    body = json.dumps({"IN": [1, 2], "pause": 6})
     connection.request("POST", "/v2/models/repeat/generate_stream", body)
     with connection.getresponse() as answer:
         first = answer.readline() + answer.readline()
