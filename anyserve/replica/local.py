@@ -78,6 +78,7 @@ class _LocalExchange(Exchange):
             if ending.last is not None:
                 self.send(ending.last)
             self.end(ending.batch, ending.error)
+            ending = None  # the traceback of its error leads back to this frame
 
     def _call(self, head: bytes, raw: Sequence[Buffer], once: bool, answered: Answered) -> Called:
         asked = Asked(head, [memoryview(bytes(part)) for part in raw], (), once)

@@ -69,6 +69,7 @@ class _Running:
             ending = Ending(error=error.with_traceback(None))  # which leads here
         finally:
             self._session.end(self._call, ending or cut_off(self.scope, deadline, _STOPPING))
+            ending = None  # the traceback of its error leads back to this frame
 
     async def until_credit(self) -> None:
         """See `Sink`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from anyserve import App, Context, Request, Response
 from anyserve.capability import Capability
 from anyserve.client import encode_request
-from anyserve.errors import AnyServeError
+from anyserve.errors import AnyServeError, FailedPrecondition
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Exchange, Reply, WorkerLost
 from anyserve.replica.group import AppSpec, Group
@@ -185,6 +186,38 @@ async def test_a_cancelled_call_ends_when_its_handler_has(
         await trio.sleep(3)
         (error,) = listener.ends
         assert str(error) == "the request was cancelled"
+
+
+async def test_a_call_that_failed_leaves_nothing_to_the_garbage_collector(install: Install) -> None:
+    app = App()
+
+    @app.capability("refuse")
+    async def refuse(request: Request, context: Context) -> Response:
+        raise FailedPrecondition("not now")
+
+    async def call() -> None:
+        heard = Heard()
+        submit(running, "refuse", heard)
+        await wait_all_tasks_blocked()
+        assert len(heard.ends) == 1
+        heard.ends.clear()
+
+    install(app)
+    async with a_worker() as running:
+        await running.start()
+        await call()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await call()
+            gc.collect()
+            found = {kind.__name__ for kind in map(type, gc.garbage)}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert found.isdisjoint({"Request", "Context", "FailedPrecondition"})
 
 
 async def test_a_lifespan_may_clean_up_for_some_seconds_and_no_longer(
