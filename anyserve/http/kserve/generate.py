@@ -15,9 +15,8 @@ from anyserve_protos import codec
 from anyserve_protos import inference as pb
 from anyserve_protos.infer_wire import join_request
 
-from anyserve import parameters
 from anyserve.errors import InvalidArgument
-from anyserve.http.kserve.inference import encode_parameters, read_json, serialised
+from anyserve.http.kserve.inference import encode_parameters, read_json, said_of, serialised
 from anyserve.http.kserve.tensors import from_raw, to_raw
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -56,14 +55,7 @@ def read_generate(body: bytes, model: pb.ModelMetadataResponse, version: str) ->
 def write_generated(message: bytes) -> bytes:
     """A response as one JSON object; an output of one element is that element."""
     response = codec.decode(pb.ModelInferResponse, message)
-    answer: dict[str, Any] = {
-        "model_name": response.model_name,
-        "model_version": response.model_version,
-    }
-    if response.id:
-        answer["id"] = response.id
-    if response.parameters:
-        answer["parameters"] = parameters.decode_all(response.parameters)
+    answer = said_of(response)
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         values = from_raw(output.datatype, raw)
         answer[output.name] = values[0] if len(values) == 1 else values

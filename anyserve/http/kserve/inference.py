@@ -164,19 +164,23 @@ def write_response(message: bytes, form: Form) -> tuple[bytes, str, Fields]:
         if values:
             entry["parameters"] = values
         outputs.append(entry)
-    answer: dict[str, Any] = {
+    text = msgspec.json.encode({**said_of(response), "outputs": outputs})
+    if not pieces:
+        return text, JSON, ()
+    return b"".join((text, *pieces)), BINARY, ((JSON_LENGTH, str(len(text))),)
+
+
+def said_of(response: pb.ModelInferResponse) -> dict[str, Any]:
+    """What the JSON of a response says beside its outputs."""
+    said: dict[str, Any] = {
         "model_name": response.model_name,
         "model_version": response.model_version,
     }
     if response.id:
-        answer["id"] = response.id
+        said["id"] = response.id
     if response.parameters:
-        answer["parameters"] = parameters.decode_all(response.parameters)
-    answer["outputs"] = outputs
-    text = msgspec.json.encode(answer)
-    if not pieces:
-        return text, JSON, ()
-    return b"".join((text, *pieces)), BINARY, ((JSON_LENGTH, str(len(text))),)
+        said["parameters"] = parameters.decode_all(response.parameters)
+    return said
 
 
 def _json_size(request: HttpRequest, length: int) -> int:
