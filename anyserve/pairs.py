@@ -62,6 +62,11 @@ def is_half(capability: Capability) -> bool:
     return DISAGGREGATION in capability.attributes
 
 
+def is_placed(parameters: Mapping[str, Attribute]) -> bool:
+    """Whether a request says anything of where halves meet."""
+    return any(name in parameters for name in _PARAMETERS)
+
+
 def check_client(parameters: Mapping[str, Attribute]) -> None:
     """Raise `InvalidArgument` where a client says what only the scheduler may say."""
     for name in _PARAMETERS:

@@ -20,7 +20,7 @@ from anyserve.capability import Attribute, need_of
 from anyserve.errors import InvalidArgument, NotFound, ResourceExhausted
 from anyserve.objects.regions import RegionRef, Regions
 from anyserve.offers import Offer
-from anyserve.pairs import check_client, check_paired
+from anyserve.pairs import check_client, check_paired, is_placed
 from anyserve.region_parameters import BYTE_SIZE, REGION
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call
@@ -94,7 +94,7 @@ class Inference:
         except NotFound:
             self._dispatcher.turned_away += 1
             raise
-        if head.parameters and not (self.handback and self.handback.trusts(metadata)):
+        if is_placed(head.parameters) and not (self.handback and self.handback.trusts(metadata)):
             check_client(head.parameters)
         check_paired(offer.capability, head.parameters)
         call = Call(
