@@ -17,7 +17,6 @@ class Offered:
     """One capability that is served now."""
 
     capability: Capability
-    version: str
     decoupled: bool
     """Whether one request may have any number of responses."""
 

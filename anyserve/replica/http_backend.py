@@ -36,7 +36,7 @@ class ReplicaBackend:
     def offers(self) -> Sequence[Offered]:
         """See `Backend`."""
         offers = [pool.offer for pool in self.dispatcher.pools if pool.serving]
-        return [Offered(offer.capability, offer.version, offer.decoupled) for offer in offers]
+        return [Offered(offer.capability, offer.decoupled) for offer in offers]
 
     def ready(self) -> bool:
         """See `Backend`."""

@@ -73,7 +73,7 @@ class Generation:
         for request in self._running:
             request.resume()
 
-    def on_piece(self, piece: Piece, prompt: int) -> None:
+    def on_piece(self, piece: Piece) -> None:
         """A piece of a text has come."""
         raise NotImplementedError
 
@@ -86,10 +86,10 @@ class Generation:
         self.exchange.respond(error.status, body_of(error))
 
     def piece(self, piece: Piece, prompt: int) -> None:
-        """See `on_piece`; its index is that among the texts of its prompt."""
+        """A piece has come whose index is that among the texts of its prompt."""
         self.counts.add(piece, prompt)
         piece.index += prompt * self.samples
-        self.on_piece(piece, prompt)
+        self.on_piece(piece)
 
     def ended(self, error: AnyServeError | None) -> None:
         """One of the requests has ended."""
@@ -140,7 +140,7 @@ class Whole(Generation):
         super().__init__(exchange, form, samples=samples, prompts=prompts)
         self._choices = [Choice() for _ in range(samples * prompts)]
 
-    def on_piece(self, piece: Piece, prompt: int) -> None:
+    def on_piece(self, piece: Piece) -> None:
         """See `Generation`."""
         choice = self._choices[piece.index]
         choice.text.append(piece.text)
@@ -169,7 +169,7 @@ class Streamed(Generation):
         exchange.on_hold, exchange.on_resume = self.hold, self.resume
         exchange.after_silence(self._begin)
 
-    def on_piece(self, piece: Piece, prompt: int) -> None:
+    def on_piece(self, piece: Piece) -> None:
         """See `Generation`."""
         if not self.exchange.started:
             self._begin()

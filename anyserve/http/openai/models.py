@@ -11,10 +11,8 @@ import attrs
 from anyserve.capability import Attribute, Capability
 from anyserve.http.backend import Backend, Offered
 from anyserve.http.openai.errors import Refused
-from anyserve.pairs import DISAGGREGATION, PREFILL
+from anyserve.pairs import DISAGGREGATION, MODEL, PREFILL
 
-MODEL = "model"
-"""The attribute of an offer that names its model."""
 _FRESH = 1.0
 """Seconds for which offers are not looked at again; a large fleet has thousands."""
 _STALE = 0.1

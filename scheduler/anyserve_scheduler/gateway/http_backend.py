@@ -34,9 +34,7 @@ class GatewayBackend:
             for offer in view.offers.values():
                 if not offer.loadable or offer.promising:
                     key = power(offer.capability)
-                    found[key] = Offered(
-                        offer.capability, offer.capability.version, offer.decoupled
-                    )
+                    found[key] = Offered(offer.capability, offer.decoupled)
         return sorted(found.values(), key=lambda each: each.capability.name)
 
     def ready(self) -> bool:

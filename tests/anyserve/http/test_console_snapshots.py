@@ -53,9 +53,9 @@ class Fake:
 
     def offers(self) -> list[Offered]:
         return [
-            Offered(Capability("decode.heavy", {"model": "large"}), "1", True),
-            Offered(Capability("embedding", {"model": "vectors"}), "1", False),
-            Offered(Capability("decode"), "1", True),
+            Offered(Capability("decode.heavy", {"model": "large"}), True),
+            Offered(Capability("embedding", {"model": "vectors"}), False),
+            Offered(Capability("decode"), True),
         ]
 
 
