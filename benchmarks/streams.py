@@ -61,4 +61,4 @@ def case(what: str, server: Server, calls: int | None = None, capability: str = 
     size = check_stream(server.address, request, MESSAGES)
     load = Load(request, IN_FLIGHT, calls or usual, STREAM_INFER, MESSAGES)
     name = what if capability == "stream" else f"{what}, {capability}"
-    return Case(name, server, load, size)
+    return Case(name, server, load, size, baseline=what)

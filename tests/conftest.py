@@ -8,14 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import grpc
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
@@ -26,6 +28,7 @@ from anyserve.transport.wires import WIRES
 settings.register_profile("anyserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("anyserve")
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 HTTP = re.compile(r"^HTTP on (\S+)$", re.MULTILINE)
 READY = re.compile(r"^ready in .* on (\S+:(\d+))$", re.MULTILINE)
@@ -278,3 +281,31 @@ def open_console(browser: Any) -> Iterator[Callable[..., Any]]:
     finally:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """Waits for what another process does, which no event here tells of."""
+
+    def wait(condition: Callable[[], T], timeout: float = 20.0) -> T:
+        """The first true value of `condition`; fails after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"not within {timeout:g} s"
+            time.sleep(0.01)
+        return value
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def eventually_here() -> Callable[..., Any]:
+    """As `eventually`, for tests that run in Trio beside a replica of their own process."""
+
+    async def wait(condition: Callable[[], T]) -> T:
+        with trio.fail_after(20):
+            while not (value := condition()):  # noqa: ASYNC110 - other processes make it true
+                await trio.sleep(0.01)
+        return value
+
+    return wait

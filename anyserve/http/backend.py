@@ -68,6 +68,11 @@ class Backend(Protocol):
         """Whether what is not offered here may be served elsewhere, so that it is worth asking."""
         ...
 
+    @property
+    def complete(self) -> bool:
+        """Whether `offers` has all; else more of the fleet may be known in a moment."""
+        ...
+
     def infer(
         self,
         body: bytes,

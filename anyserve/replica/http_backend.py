@@ -20,6 +20,8 @@ from anyserve.traces import at_door
 class ReplicaBackend:
     """See `Backend`."""
 
+    complete = True
+
     def __init__(
         self,
         dispatcher: Dispatcher,

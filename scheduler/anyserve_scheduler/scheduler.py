@@ -112,6 +112,7 @@ class Scheduler:
         cancels the block. Leaving the block ends all calls with `Unavailable`.
         """
         async with open_wire(self._config.transport) as self._serve, self._tree.running():
+            self.ways.complete_at = trio.current_time() + self._config.terms.lease
             self._health.set("", True)
             with each_turn():
                 yield

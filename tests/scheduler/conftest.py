@@ -28,6 +28,8 @@ from anyserve_scheduler.registry import MemoryRegistry
 from anyserve_scheduler.routing import PREFIX, Router
 from anyserve_scheduler.service import SchedulerService
 from anyserve_scheduler.watched import WatchedRegistry
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
@@ -338,6 +340,24 @@ def running_scheduler(log: Path, *options: str) -> Iterator[LiveScheduler]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def settled(eventually: Callable[..., Any]) -> Callable[[str], None]:
+    """Waits until a scheduler has served for a lease, and says what is nowhere."""
+
+    def wait(address: str) -> None:
+        def knows() -> bool:
+            try:
+                client.get_model_metadata("nowhere")
+            except InferenceServerException as error:
+                return str(error.status()) == "StatusCode.NOT_FOUND"
+            raise AssertionError
+
+        with InferenceServerClient(address) as client:
+            eventually(knows)
+
+    return wait
 
 
 SHORT_LEASE = ("--lease", "1.5", "--interval", "0.3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -153,6 +154,7 @@ async def running_fleet(tmp_path: Path, start_replica: Any) -> AsyncIterator[Fle
     async with trio.open_nursery() as nursery:
         scheduler = Scheduler(SchedulerConfig(port=0, terms=terms))
         async with scheduler.running():
+            scheduler.ways.complete_at = -math.inf  # there is no replica that may come back
             yield Fleet(scheduler, start_replica, nursery, tmp_path)
             nursery.cancel_scope.cancel()
 

@@ -33,13 +33,16 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]) -> Fleet:
+def fleet(
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], settled: Any
+) -> Fleet:
     scheduler = start_scheduler()
     to = ("--in-process", "--scheduler", scheduler.address, "--replica-id")
     first = start_replica("--app", "variants:first", "--http", "0", *to, "first")
     second = start_replica("--app", "variants:second", *to, "second")
     with InferenceServerClient(scheduler.address) as client:
         eventually(lambda: client.is_model_ready("left") and client.is_model_ready("right"))
+    settled(scheduler.address)
     return Fleet(
         scheduler,
         {"scheduler": scheduler.address, "first": first.address, "second": second.address},

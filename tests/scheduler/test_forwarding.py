@@ -180,9 +180,9 @@ class Desk:
     permit: Permit = attrs.field(factory=Permit)
     forwarding: Forwarding = attrs.field(init=False)
 
-    def start(self, deadline: float = math.inf) -> None:
+    def start(self, deadline: float = math.inf, need: Capability = NEED) -> None:
         request = Incoming(
-            "/ModelInfer", b"body", NEED, (("x-own", "1"),), deadline, None, (), self.permit
+            "/ModelInfer", b"body", need, (("x-own", "1"),), deadline, None, (), self.permit
         )
         self.forwarding = Forwarding(self.ways, request, self.client)
         self.forwarding.start()
@@ -274,6 +274,18 @@ def by_name(value: Any) -> str | None:
 
 
 # What ends it.
+
+
+async def test_where_nobody_has_it_more_may_come_back_for_a_while(
+    desk: Desk, autojump_clock: Any
+) -> None:
+    desk.ways.complete_at = trio.current_time() + 5
+    need = Capability("other")
+    with pytest.raises(Unavailable, match=r"no capability 'other'.* just started.* 5.0 s left"):
+        desk.start(need=need)
+    await trio.sleep(5)
+    with pytest.raises(NotFound, match="no capability 'other'"):
+        desk.start(need=need)
 
 
 @pytest.mark.parametrize("state", STATES, ids=by_name)

@@ -119,9 +119,12 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Fleet]:
+def fleet(
+    tmp_path_factory: pytest.TempPathFactory, transport: str, settled: Any
+) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     with running_fleet(folder, transport, "--app", "behaviours:app") as fleet:
+        settled(fleet.scheduler.address)
         yield fleet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -157,6 +158,7 @@ async def running_fleet() -> AsyncIterator[Fleet]:
     async with trio.open_nursery() as nursery:
         scheduler = Scheduler(config)
         async with scheduler.running(), open_channel(scheduler.address) as channel:
+            scheduler.ways.complete_at = -math.inf  # there is no replica that may come back
             yield Fleet(scheduler, channel, nursery)
             nursery.cancel_scope.cancel()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -107,6 +108,7 @@ async def fleet() -> AsyncIterator[Fleet]:
         async with trio.open_nursery() as nursery:
             scheduler = Scheduler(config)
             async with scheduler.running(), open_channel(scheduler.address) as channel:
+                scheduler.ways.complete_at = -math.inf  # there is no replica that may come back
                 yield Fleet(scheduler, channel, nursery)
                 nursery.cancel_scope.cancel()
 

@@ -27,13 +27,14 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Any, start_replica: Any) -> Fleet:
+def fleet(start_scheduler: Any, start_replica: Any, settled: Any) -> Fleet:
     scheduler = start_scheduler(0, "--http", "0")
     options = ("--app", "behaviours:app", "--http", "0", "--scheduler", scheduler.address)
     a = start_replica(*options, "--replica-id", "a")
     b = start_replica(*options, "--replica-id", "b", "--caps", "echo")
     until(lambda: asked(scheduler.http, "/ready")[0] == 200)
     until(lambda: asked(scheduler.http, "/v2/models/repeat/ready")[0] == 200)
+    settled(scheduler.address)
     return Fleet(scheduler, a, b)
 
 

@@ -10,7 +10,7 @@ import trio
 
 from anyserve.capability import Capability
 from anyserve.client import Result, open_client
-from anyserve.errors import FailedPrecondition, NotFound
+from anyserve.errors import FailedPrecondition, NotFound, Unavailable
 from anyserve.replica.calls import DEPTH, HandlerRequests
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Asked, Call
@@ -28,7 +28,7 @@ def described(address: str) -> Result:
     while True:
         try:
             return trio.run(ask, address, "describe", {"text": "the cat saw the dog"})
-        except NotFound:
+        except (NotFound, Unavailable):
             assert time.monotonic() < deadline
 
 

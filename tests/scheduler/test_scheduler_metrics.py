@@ -56,12 +56,13 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Any, start_replica: Any) -> SimpleNamespace:
+def fleet(start_scheduler: Any, start_replica: Any, settled: Any) -> SimpleNamespace:
     scheduler = start_scheduler(0, "--http", "0")
     options = ("--app", "behaviours:app", "--http", "0", "--scheduler", scheduler.address)
     a = start_replica(*options, "--replica-id", "a")
     b = start_replica(*options, "--replica-id", "b", "--caps", "echo")
     until(lambda: scrape(scheduler.http)["anyserve_scheduler_replicas"]["live",] == 2)
+    settled(scheduler.address)
     return SimpleNamespace(scheduler=scheduler, a=a, b=b)
 
 

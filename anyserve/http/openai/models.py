@@ -58,12 +58,7 @@ class Models:
                 return Target(model, model)
             return Target(model, root, ((MODEL, model),))
         known = ", ".join(list(self._targets)[:_LISTED]) or "none"
-        raise Refused(
-            f"model: there is no {model[:_MAX_NAME]!r}; there are {known}",
-            param="model",
-            status=404,
-            code="model_not_found",
-        )
+        raise self._missing(f"model: there is no {model[:_MAX_NAME]!r}; there are {known}")
 
     def listing(self) -> list[dict[str, Any]]:
         """All models, as OpenAI's API describes them."""
@@ -74,10 +69,14 @@ class Models:
         """One of them; raises `Refused` where there is no such model."""
         target = self._find(model, _STALE)
         if target is None:
-            raise Refused(
-                f"there is no model {model[:_MAX_NAME]!r}", status=404, code="model_not_found"
-            )
+            raise self._missing(f"there is no model {model[:_MAX_NAME]!r}")
         return self._described(target)
+
+    def _missing(self, message: str) -> Refused:
+        if not self._backend.complete:
+            message = f"{message}; the scheduler has just started, and more may come back to it"
+            return Refused(message, status=503)
+        return Refused(message, param="model", status=404, code="model_not_found")
 
     def _find(self, model: str, age: float) -> Target | None:
         self._read(age)

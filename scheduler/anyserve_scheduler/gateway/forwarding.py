@@ -16,6 +16,7 @@ from anyserve.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidArgument,
+    NotFound,
     ResourceExhausted,
     Unavailable,
     Unimplemented,
@@ -456,6 +457,8 @@ class Forwarding:
     def _lost(self, none: NoRoute) -> AnyServeError:
         """Why there is no replica for it, with what those said that it was at."""
         error = none.error()
+        if isinstance(error, NotFound):
+            error = self._ways.missing(error, now())
         kind = Unavailable if self._is_resumed else type(error)
         spent = self.request.permit.spent
         if spent is not None and spent.reason not in error.message:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import trio
+
 from anyserve.capability import power
 from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.http.backend import Answers, Offered
@@ -43,6 +45,11 @@ class GatewayBackend:
         return not self.ways.intake.draining and any(
             view.state is ReplicaState.LIVE for view in views
         )
+
+    @property
+    def complete(self) -> bool:
+        """See `Backend`."""
+        return trio.current_time() >= self.ways.complete_at
 
     def infer(
         self,

@@ -135,7 +135,8 @@ class GatewayService:
         if request.name:
             views = self._serving(_need(request))
             if not views:
-                raise InvalidArgument(f"nothing in the fleet serves {request.name!r}")
+                missing = InvalidArgument(f"nothing in the fleet serves {request.name!r}")
+                raise self._ways.missing(missing, trio.current_time())
         said = await self._ask_all(views, "ModelStatistics", request, pb.ModelStatisticsResponse)
         return merged_statistics(each.reply for each in said if each.reply is not None)
 
@@ -217,9 +218,10 @@ class GatewayService:
         need = _need(request)
         views = self._serving(need) or self._serving(need, loadable=True)
         if not views:
-            none = self._ways.router.choose(need, Hints(), trio.current_time())
+            now = trio.current_time()
+            none = self._ways.router.choose(need, Hints(), now)
             assert isinstance(none, NoRoute)
-            raise none.error()
+            raise self._ways.missing(none.error(), now)
         *first, last = views[:_ATTEMPTS]
         for view in first:
             with suppress(NotFound, Unavailable):  # it has just gone, or has unloaded it
@@ -273,7 +275,8 @@ class GatewayService:
             for each in said:
                 if each.error is not None:
                     raise Unavailable(f"no replica that answers has {name!r}: {each.error.message}")
-            raise NotFound(f"no replica of the fleet has {name!r}")
+            missing = NotFound(f"no replica of the fleet has {name!r}")
+            raise self._ways.missing(missing, trio.current_time())
         return known
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from anyserve.deadlines import Deadlines
-from anyserve.errors import AnyServeError
+from anyserve.errors import AnyServeError, Unavailable
 from anyserve.intake import Intake
 from anyserve.transport.outgoing import Caller
 from anyserve_scheduler.fleet import ReplicaView
@@ -87,8 +88,23 @@ class Ways:
         """Requests that went on since a replica was lost with them."""
         self.room = Room()
         """For what is kept so that they can."""
+        self.complete_at = -math.inf
+        """On Trio's clock: before that, replicas of an earlier scheduler may still come back."""
 
     @property
     def in_flight(self) -> int:
         """Requests on their way."""
         return self.intake.in_flight
+
+    def missing(self, error: AnyServeError, now: float) -> AnyServeError:
+        """What to raise where `error` says that the fleet does not have something.
+
+        It is `Unavailable` as long as replicas may still come back: one of them may have it.
+        """
+        left = self.complete_at - now
+        if left <= 0:
+            return error
+        return Unavailable(
+            f"{error.message}; the scheduler has just started, and replicas have {left:.1f} s left"
+            " to come back to it"
+        )

@@ -149,6 +149,7 @@ class Front:
         self.registry.follow(channels.follow)
         self.ways = Ways(self.registry, self.links, channels, self.router)
         loop = place.loop
+        self.ways.complete_at = loop.now + place.terms.lease
         self._demand = demand
         self.heard: dict[str, float] = {}
         """When each replica was heard, kept apart from the registry to judge it by."""

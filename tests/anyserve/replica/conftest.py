@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
-import trio
 from anyserve_protos.anyserve import v1 as admin_pb
 from tritonclient.grpc import service_pb2
 
@@ -28,34 +26,6 @@ pb: Any = service_pb2
 T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 SHARED_MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[..., Any]:
-    """Waits for what another process does, which no event here tells of."""
-
-    def wait(condition: Callable[[], T], timeout: float = 20.0) -> T:
-        """The first true value of `condition`; fails after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"not within {timeout:g} s"
-            time.sleep(0.01)
-        return value
-
-    return wait
-
-
-@pytest.fixture(scope="session")
-def eventually_here() -> Callable[..., Any]:
-    """As `eventually`, for tests that run in Trio beside a replica of their own process."""
-
-    async def wait(condition: Callable[[], T]) -> T:
-        with trio.fail_after(20):
-            while not (value := condition()):  # noqa: ASYNC110 - other processes make it true
-                await trio.sleep(0.01)
-        return value
-
-    return wait
 
 
 @pytest.fixture(scope="session")
