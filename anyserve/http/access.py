@@ -1,12 +1,17 @@
-"""Who may ask: keys, and the pages of other sites that may.
+"""Who may ask: keys, the pages of other sites that may, and by which names.
 
 Pure: what is decided of a request stands in its headers.
+
+A site can lead its own name to this machine after its page was loaded (DNS rebinding), so that a
+browser here takes our answers for the site's own. What it can't do is ask by an address or by
+`localhost`; so a port that is for this machine alone answers to nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import attrs
@@ -32,6 +37,8 @@ class Access:
     """One of them must come along, as `Authorization: Bearer KEY`; none: everybody may ask."""
     origins: tuple[str, ...] = ()
     """Sites whose pages may ask (`https://host:port`), or `*`; none: no other site's."""
+    is_local: bool = False
+    """Whether it is for this machine alone, and so asked by no name that could be another's."""
     _digests: tuple[bytes, ...] = attrs.field(init=False, repr=False)
 
     @_digests.default
@@ -40,6 +47,10 @@ class Access:
 
     def refusal(self, request: HttpRequest) -> Refusal | None:
         """Why the request is not let in; None where it is."""
+        host = request.headers.get("host")
+        # Without the header, which only HTTP/1.0 may lack, it is no browser that asks.
+        if self.is_local and host is not None and not is_loopback(_name(host)):
+            return Refusal(403, f"without a key this is at localhost, not at {host[:100]!r}")
         origin = request.headers.get("origin")
         if origin is not None and request.method not in _SAFE and not self._lets(origin, request):
             # A page anywhere may have a browser on this network post to us, and needs no answer.
@@ -90,3 +101,20 @@ class Access:
         if ANY_ORIGIN in self.origins or origin in self.origins:
             return True
         return urlsplit(origin).netloc == request.headers.get("host")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name or an address is this machine's, whatever a name server says."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        name = name.removesuffix(".")
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -34,7 +34,7 @@ class Route:
     handlers: Mapping[str, Handler]
     """By method."""
     is_open: bool
-    """Whether it needs no key."""
+    """Whether anybody may ask, without a key."""
 
 
 class Routes:
@@ -49,7 +49,7 @@ class Routes:
     def add(self, method: str, path: str, handler: Handler, *, is_open: bool = False) -> None:
         """Serve `path`, in which `{name}` stands for a word and, at its end, `{name*}` for several.
 
-        is_open: whether it needs no key. What was added first counts first.
+        is_open: whether anybody may ask, without a key. What was added first counts first.
         """
         words = tuple(path.split("/"))
         for index, route in enumerate(self._routes):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import trio
 from prometheus_client import Metric
 
-from anyserve.http.access import Access
+from anyserve.http.access import Access, is_loopback
 from anyserve.http.backend import Backend
 from anyserve.http.console.door import Console
 from anyserve.http.console.guard import Guard
@@ -35,7 +35,8 @@ def http_server(
 
     collect: gives what `/metrics` shows. inside: what the console shows.
     """
-    routes = Routes(Access(config.keys, config.origins))
+    is_local = not config.keys and is_loopback(config.host)
+    routes = Routes(Access(config.keys, config.origins, is_local))
     _add_health(routes, backend)
     KServe(backend).add_to(routes)
     OpenAIDoor(backend).add_to(routes)

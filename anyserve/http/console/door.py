@@ -68,12 +68,12 @@ class Console:
 
     def add_to(self, routes: Routes) -> None:
         """Serve `/console` and what is under it."""
-        page = self._file(_STATIC / "index.html")
-        routes.add("GET", "/console", page, is_open=True)
-        routes.add("GET", "/console/", page, is_open=True)
+        page, is_open = self._file(_STATIC / "index.html"), self._guard.has_keys
+        routes.add("GET", "/console", page, is_open=is_open)
+        routes.add("GET", "/console/", page, is_open=is_open)
         for path in sorted(_STATIC.iterdir()):
             if path.suffix != ".html":
-                routes.add("GET", f"/console/{path.name}", self._file(path), is_open=True)
+                routes.add("GET", f"/console/{path.name}", self._file(path), is_open=is_open)
         routes.add("GET", "/console/events", self.events)
         routes.add("POST", "/console/cancel", self.cancel)
 
@@ -116,7 +116,7 @@ class Console:
         data, kind = path.read_bytes(), _TYPES[path.suffix]
 
         def give(exchange: Exchange) -> None:
-            if not _refused(exchange, self._guard.page(exchange.request)):
+            if not _refused(exchange, self._guard.page()):
                 exchange.respond(200, data, kind, _FIELDS)
 
         return give

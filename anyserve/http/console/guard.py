@@ -1,18 +1,16 @@
 """Who may see the console, beside what holds for the whole port.
 
-Pure. Without keys the console is for browsers on this machine alone. A page of another site could
-still have one ask for it: by its own name, which its owner has lead here after the page was
-loaded, and so with an origin that fits (DNS rebinding). What it can't do is ask by an address, or
-by `localhost`.
+Pure. Without keys the console is for browsers on this machine alone: on a port that others reach
+there is none.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import attrs
 
+from anyserve.http.access import is_loopback
 from anyserve.http.request import HttpRequest, Refusal
 
 MARK = "x-anyserve-console"
@@ -28,16 +26,11 @@ class Guard:
     has_keys: bool
     """Whether one must come along, for all but the page itself."""
 
-    def page(self, request: HttpRequest) -> Refusal | None:
+    def page(self) -> Refusal | None:
         """Why the page is not given; None where it is. It has nothing in it that is secret."""
-        if self.has_keys:
+        if self.has_keys or is_loopback(self.host):
             return None
-        if not is_loopback(self.host):
-            return Refusal(403, f"the console is open on loopback; on {self.host} it needs a key")
-        host = request.headers.get("host", "")
-        if not is_loopback(_name(host)):
-            return Refusal(403, f"without a key the console is at localhost, not at {host[:100]!r}")
-        return None
+        return Refusal(403, f"the console is open on loopback; on {self.host} it needs a key")
 
     def script(self, request: HttpRequest) -> Refusal | None:
         """The same for what the page's script asks, whose key was looked at before."""
@@ -46,23 +39,7 @@ class Guard:
             return Refusal(403, f"pages of {origin[:100]!r} may not ask here")
         if MARK not in request.headers:
             return Refusal(403, f"the header {MARK} is missing")
-        return self.page(request)
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name or an address is this machine's, whatever a name server says."""
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+        return self.page()
 
 
 def _netloc(origin: str) -> str:
