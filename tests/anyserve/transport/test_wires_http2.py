@@ -205,7 +205,7 @@ async def test_what_is_not_http2_gets_a_closed_connection(
 ):
     async with bystander(live), connect(live) as client:
         await client.send_raw(data)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while True:
                 try:
                     if not await client.socket.receive_some(65536):
@@ -246,7 +246,7 @@ async def test_a_reset_stops_the_output_and_leaves_the_connection_usable(
 async def test_a_slow_reader_holds_the_handler(live: Any, raw: Any, frame: Any):
     raw.auto_window = False
     stream_id = await raw.call("Repeat", frame(b"1000,1000"))
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while len(raw.answers[stream_id].data) < 65_535:
             await raw.read()
     await trio.testing.wait_all_tasks_blocked()
@@ -256,7 +256,7 @@ async def test_a_slow_reader_holds_the_handler(live: Any, raw: Any, frame: Any):
     raw.h2.increment_flow_control_window(100_000, stream_id)
     raw.h2.increment_flow_control_window(100_000)
     await raw.flush()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while len(raw.answers[stream_id].data) < 165_535:
             await raw.read()
     await trio.testing.wait_all_tasks_blocked()
@@ -394,7 +394,7 @@ async def test_a_flood_without_reading_costs_no_memory(live: Any, connect: Any, 
     async with bystander(live), connect(live) as client:
         await client.greet()
         before = resident()
-        with trio.move_on_after(3):
+        with trio.move_on_after(20):
             for _ in range(50):
                 await client.send_raw(FLOODS["PING"] * 20_000)
                 if client.closed:
@@ -406,7 +406,7 @@ async def test_a_flood_without_reading_costs_no_memory(live: Any, connect: Any, 
 async def test_a_rapid_reset_is_closed_and_leaves_no_calls(
     live: Any, connect: Any, frame: Any, bystander: Any
 ):
-    async with bystander(live), connect(live) as client:
+    async with connect(live) as client:
         await client.greet()
         batch = b""
         for _ in range(5_000):
@@ -414,10 +414,11 @@ async def test_a_rapid_reset_is_closed_and_leaves_no_calls(
             client.h2.send_headers(stream_id, client.head("Hang"))
             client.h2.reset_stream(stream_id)
             batch += client.h2.data_to_send()
-        await client.send_raw(batch)
-        await client.until(lambda: client.goaway)
+        async with bystander(live):
+            await client.send_raw(batch)
+            await client.until(lambda: client.goaway)
         assert client.closed or client.goaway.error_code in (2, 11)
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await live.server.drain()
     assert live.server.statistics().calls == 0
 
