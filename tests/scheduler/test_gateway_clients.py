@@ -206,7 +206,7 @@ def test_a_request_that_is_given_up_ends_in_its_replica(
 ) -> None:
     file = tmp_path / "runs"
     message = request(model, file=str(file), seconds="60", n="1000", pause="1")
-    timeout = 1.0 if how == "late" else 60
+    timeout = 3.0 if how == "late" else 60
     if model == "narrow":
         call = stub.ModelInfer.future(message, timeout=timeout)
     else:
