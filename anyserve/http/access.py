@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -49,7 +50,7 @@ class Access:
         """Why the request is not let in; None where it is."""
         host = request.headers.get("host")
         # Without the header, which only HTTP/1.0 may lack, it is no browser that asks.
-        if self.is_local and host is not None and not is_loopback(_name(host)):
+        if self.is_local and host is not None and not _is_local(host):
             return Refusal(403, f"without a key this is at localhost, not at {host[:100]!r}")
         origin = request.headers.get("origin")
         if origin is not None and request.method not in _SAFE and not self._lets(origin, request):
@@ -112,9 +113,10 @@ def is_loopback(name: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def _name(host: str) -> str:
-    """The name in a Host header, without the port."""
+@lru_cache(maxsize=16)  # clients keep to one, and reading it costs as much as all else here
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
-        return ""
+        return False
