@@ -9,39 +9,32 @@ from anyserve_protos.anyserve import v1 as pb
 
 from anyserve import traces
 from anyserve.burst import now
-from anyserve.capability import Capability
 from anyserve.deadlines import Deadline
 from anyserve.errors import (
     AnyServeError,
     Cancelled,
     DeadlineExceeded,
     InvalidArgument,
-    NotFound,
-    ResourceExhausted,
     Unavailable,
     Unimplemented,
 )
-from anyserve.needs import to_bytes
-from anyserve.replica.handback import DELEGATIONS, HANDBACK, LINK_TOKEN, NEED
+from anyserve.replica.handback import HANDBACK
 from anyserve.replica.statistics import Outcome
 from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata, decode
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView, ReplicaView
+from anyserve_scheduler.gateway.choosing import choose, lost
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
 from anyserve_scheduler.gateway.incoming import Metadata as Sending
+from anyserve_scheduler.gateway.loading import LoadWait, answers_any_number, is_worth_waiting
 from anyserve_scheduler.gateway.meter import Passage, outcome_of
-from anyserve_scheduler.gateway.pairing import (
-    PrefillHalf,
-    can_meet,
-    half_need,
-    needs_partner,
-    rendezvous,
-)
-from anyserve_scheduler.gateway.resuming import Kept, asking, of_same_model
+from anyserve_scheduler.gateway.pairing import PrefillHalf, half_need, needs_partner, rendezvous
+from anyserve_scheduler.gateway.resuming import Kept, failed_twice, kept_of
+from anyserve_scheduler.gateway.sending import metadata_of
+from anyserve_scheduler.gateway.spans import Spans
 from anyserve_scheduler.gateway.ways import Client, Ways
-from anyserve_scheduler.links import Link
 from anyserve_scheduler.routing import Decision, Hints, NoRoute, Sent
 
 MOST_ATTEMPTS = 4
@@ -62,16 +55,12 @@ class Forwarding:
     _prefill: PrefillHalf | None = None
     """Where a pair serves it; `_call` is that of the decode half."""
     _sent: Sent | None = None
-    _span: traces.Span | None = None
-    _sending: traces.Span | None = None
-    """Of the span: that it is at a replica."""
+    _spans: Spans | None = None
+    """What is recorded of it, where it is in a trace."""
     _passage: Passage | None = None
     """What measures it, where somebody asks for that."""
-    waiting = False
-    """Whether it waits for a capability to be loaded."""
-    _wait_by = math.inf
-    """Until when it may, where it has no deadline."""
-    _load_deadline: Deadline | None = None
+    _wait: LoadWait | None = None
+    """Where it waits for a capability to be loaded, or has done so."""
     _kept: Kept | None = None
     """Where it may be resumed."""
     _offer: OfferView
@@ -97,19 +86,22 @@ class Forwarding:
         ):
             self._excluded[handed_over.replica] = handed_over.reason
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for a capability to be loaded."""
+        return self._wait is not None and self._wait.is_on
+
     def start(self) -> None:
         """Send it; raises why it can't go anywhere, and is over then."""
         request, meter = self.request, self._ways.meter
         if meter is not None:
             self._passage = Passage(meter, self.arrived)
         if request.trace is not None:
-            self._span = traces.begin("front door", request.trace, need=str(self._need))
+            self._spans = Spans(request.trace, self._need)
         try:
             self._route()
         except AnyServeError as error:
-            self._count(outcome_of(error, at_replica=False))
-            if self._span is not None:
-                self._span.close(error=error.message)
+            self._record(outcome_of(error, at_replica=False), error.message)
             raise
         ways = self._ways
         ways.intake.begin(self)
@@ -120,8 +112,8 @@ class Forwarding:
         """Nobody wants the answers any more; error: what the client has read in one of them."""
         if not self._over:
             self._stop()
-            self._count(Outcome.CANCELLED if error is None else Outcome.FAILED)
-            self._finish("cancelled" if error is None else error.message)
+            outcome = Outcome.CANCELLED if error is None else Outcome.FAILED
+            self._finish(outcome, "cancelled" if error is None else error.message)
 
     def hold(self) -> None:
         """Take no more answers, so that the replica has to wait."""
@@ -139,8 +131,7 @@ class Forwarding:
         """Whoever operates this wants it to end; its client hears `error`."""
         if not self._over:
             self._stop()
-            self._count(Outcome.CANCELLED)
-            self._finish(error.message)
+            self._finish(Outcome.CANCELLED, error.message)
             self._client.on_end(error)
 
     # What the replica says.
@@ -152,8 +143,8 @@ class Forwarding:
             self._answered = True
             if kept is None:
                 self.request.body = b""  # it goes nowhere else any more
-            if self._sending is not None:
-                self._sending.mark("first_answer_us")
+            if self._spans is not None:
+                self._spans.answered()
         if kept is not None:
             messages = kept.take(messages)
             if not messages:
@@ -202,7 +193,7 @@ class Forwarding:
         )
         route = traces.begin_part("route", request.trace)
         try:
-            chosen = self._choose(hints, time)
+            chosen = choose(ways, self._need, hints, self._excluded, time, self._is_resumed)
         finally:
             if route is not None:
                 route.close()
@@ -214,67 +205,30 @@ class Forwarding:
                 return
             if self._waits(chosen, time):
                 return
-            raise self._lost(chosen)
-        self._stop_waiting()
+            raise lost(ways, chosen, request.permit.spent, time, self._is_resumed)
+        if self._wait is not None:
+            self._wait.end()
         decision = chosen
         self.replica = decision.replica
         if self._passage is not None:
             self._passage.sent(decision.capability.name)
-        if self._span is not None:
-            self._span.args["capability"] = decision.capability.name
-            self._span.args["replica"] = decision.replica
         self._sent = ways.router.sent(self._need, hints, decision, time)
         self._send(decision)
 
-    def _choose(self, hints: Hints, time: float) -> Decision | NoRoute:
-        """The best replica, or pair of them, whose links are up."""
-        while True:
-            self._ways.decisions += 1
-            decision = self._ways.router.choose(self._need, hints, time)
-            if isinstance(decision, NoRoute):
-                return decision
-            halves = [decision] if decision.prefill is None else [decision, decision.prefill]
-            down = [half.replica for half in halves if self._link(half) is None]
-            if down:
-                self._excluded |= dict.fromkeys(down, "its link is not up yet")
-            elif decision.prefill is not None and not can_meet(decision.prefill):
-                self._excluded[decision.prefill.replica] = "it does not say where it is met"
-            elif self._is_resumed and not self._offer_of(decision).resumable:
-                self._excluded[decision.replica] = "it takes no texts that were begun elsewhere"
-            else:
-                return decision
-
-    def _link(self, decision: Decision) -> Link | None:
-        """That of the replica as it is meant, where it is up."""
-        link = self._ways.links.get(decision.replica)
-        return link if link is not None and link.epoch == decision.epoch else None
-
-    def _offer_of(self, decision: Decision) -> OfferView:
-        fleet = self._ways.registry.fleet()
-        return fleet.replicas[decision.replica].offers[decision.capability.name]
-
     def _waits(self, none: NoRoute, time: float) -> bool:
-        """Whether it waits for a replica to load what is needed.
-
-        Until its deadline, or where it has none for `load_wait` in all.
-        """
-        ways, loadable = self._ways, none.loadable
+        """Whether it waits for a replica to load what is needed."""
+        ways = self._ways
         if self.waiting:
             return none.promising
-        if loadable is not None:
-            ways.unserved.note(loadable)
-        if loadable is None or not none.promising or not ways.load_wait:
+        if none.loadable is None or not is_worth_waiting(ways, none):
             return False
-        if not ways.unserved.add(self._need, loadable, self):
-            raise ResourceExhausted(f"{none.message}, and no more requests may wait for that")
-        self.waiting = True
-        self._excluded.clear()  # what replicas lacked before the wait they may have after it
+        if self._wait is None:
+            self._wait = LoadWait(ways)
+        self._wait.begin(self, self._need, none)
         if self.request.deadline == math.inf:
-            self._wait_by = min(self._wait_by, time + ways.load_wait)
-            self._load_deadline = ways.deadlines.add(self._wait_by, self._not_loaded)
-        views = ways.registry.fleet().loadable(loadable.name)
-        offers = (view.offers.get(loadable.name) for view in views)
-        self.decoupled = any(offer.decoupled for offer in offers if offer is not None)
+            self._wait.bound(time, self._end)
+        self._excluded.clear()  # what replicas lacked before the wait they may have after it
+        self.decoupled = answers_any_number(ways, none.loadable)
         return True
 
     def retry(self) -> None:
@@ -284,63 +238,30 @@ class Forwarding:
         except AnyServeError as error:
             self._end(error)
 
-    def _not_loaded(self) -> None:
-        wait = self._ways.load_wait
-        self._end(Unavailable(f"{self._need} was not loaded on any replica within {wait:g} s"))
-
-    def _stop_waiting(self) -> None:
-        if not self.waiting:
-            return
-        self.waiting = False
-        self._ways.unserved.remove(self._need, self)
-        if self._load_deadline is not None:
-            self._ways.deadlines.drop(self._load_deadline)
-            self._load_deadline = None
-
     def _send(self, decision: Decision) -> None:
         request, ways = self.request, self._ways
         view = ways.registry.fleet().replicas[decision.replica]
-        self._offer = self._offer_of(decision)
+        self._offer = ways.offer_of(decision)
         self.decoupled = self._offer.decoupled
-        self._keep()
+        if not self._is_resumed:
+            if self._kept is not None:
+                self._kept.drop()
+            self._kept = kept_of(request, self._offer, ways.room)
         delegations = request.permit.delegations
-        trace: Sending = ()
-        if request.trace is not None:
-            sending = request.trace.child()
-            trace = sending.headers
-            self._sending = traces.begin(
-                f"send to {view.id}",
-                sending,
-                replica=view.id,
-                capability=str(decision.capability),
-                delegations=delegations,
-            )
+        trace = () if self._spans is None else self._spans.send(decision, delegations)
         message = (request.body,) if self._kept is None else (request.body, self._kept.behind)
         need = self._need if delegations else None
         if decision.prefill is not None:
             message = (*message, rendezvous(decision.prefill))
             need = half_need(decision)
             self._prefill = PrefillHalf(ways, request, decision.prefill, self._prefill_ended)
-            metadata = self._metadata(decision.prefill, trace, half_need(decision.prefill))
-            self._prefill.start(message, metadata)
-        metadata = self._metadata(decision, trace, need)
+            self._prefill.start(message, trace)
+        metadata = metadata_of(ways, request, decision, trace, need)
         channel = ways.channels.get(view)
         if channel is not None:
             self._begin(channel, message, metadata)
         else:
             ways.nursery.start_soon(self._open, view, message, metadata)
-
-    def _metadata(self, decision: Decision, trace: Sending, need: Capability | None) -> Sending:
-        """What goes along; need: where the request does not say it itself."""
-        request, link = self.request, self._link(decision)
-        assert link is not None
-        return (
-            *request.metadata,
-            *trace,
-            (LINK_TOKEN, link.token),
-            (DELEGATIONS, str(request.permit.delegations)),
-            *(() if need is None else ((NEED, to_bytes(need)),)),
-        )
 
     def _begin(self, channel: Caller, message: Sequence[bytes], metadata: Sending) -> None:
         request = self.request
@@ -376,18 +297,6 @@ class Forwarding:
         elif self._sent.prefill is not None:
             self._ways.router.ended(self._sent.prefill, now(), served=error is None)
 
-    def _keep(self) -> None:
-        """Begin to keep what it is answered with, where it may be resumed."""
-        if self._is_resumed:
-            return
-        if self._kept is not None:
-            self._kept.drop()
-            self._kept = None
-        if self._offer.resumable and self.request.permit.spent is None:
-            behind = asking(self.request)
-            if behind is not None:
-                self._kept = Kept(self.request, behind, self._ways.room)
-
     @property
     def _is_resumed(self) -> bool:
         return self._kept is not None and self._kept.resumed
@@ -402,15 +311,15 @@ class Forwarding:
             return
         is_there = kept.failure is error
         try:
-            if not kept.prepare():
-                self._end(None)
-                return
-            if kept.begun:
-                self._need = of_same_model(self._need, self._offer)
+            need = kept.go_on(self._need, self._offer)
         except AnyServeError as why:
             self._end(Unavailable(f"{error.message}; {why.message}"))
             return
-        permit.consume(Handback(self.replica, self._need, error.message))
+        if need is None:
+            self._end(None)
+            return
+        self._need = need
+        permit.consume(Handback(self.replica, need, error.message))
         if is_there:
             self._last_resort = self.replica  # it may have another worker
         self._answered = False
@@ -421,7 +330,7 @@ class Forwarding:
         """Why it does not go on any more, with what the first replica has said."""
         first = self.request.permit.spent
         assert first is not None
-        return Unavailable(f"{first.replica}: {first.reason}; then {self.replica}: {error.message}")
+        return failed_twice(first, self.replica, error)
 
     def _handed_back(self, word: bytes) -> None:
         ways, permit = self._ways, self.request.permit
@@ -454,17 +363,6 @@ class Forwarding:
         except AnyServeError as error:
             self._end(error)
 
-    def _lost(self, none: NoRoute) -> AnyServeError:
-        """Why there is no replica for it, with what those said that it was at."""
-        error = none.error()
-        if isinstance(error, NotFound):
-            error = self._ways.missing(error, now())
-        kind = Unavailable if self._is_resumed else type(error)
-        spent = self.request.permit.spent
-        if spent is not None and spent.reason not in error.message:
-            return kind(f"{error.message}; {spent.replica} said: {spent.reason}")
-        return kind(error.message)
-
     # Its end.
 
     def _expire(self) -> None:
@@ -478,25 +376,25 @@ class Forwarding:
             self._call.cancel()
 
     def _end(self, error: AnyServeError | None) -> None:
-        self._count(outcome_of(error, at_replica=self._call is not None))
-        self._finish(None if error is None else error.message)
+        outcome = outcome_of(error, at_replica=self._call is not None)
+        self._finish(outcome, None if error is None else error.message)
         self._client.on_end(error)
 
-    def _count(self, outcome: Outcome) -> None:
-        if self._span is not None:
-            self._span.args["outcome"] = outcome.value
+    def _record(self, outcome: Outcome, failure: str | None) -> None:
+        if self._spans is not None:
+            self._spans.end(outcome, failure)
         if self._passage is not None:
             self._passage.ended(outcome, now())
 
-    def _finish(self, failure: str | None) -> None:
+    def _finish(self, outcome: Outcome, failure: str | None) -> None:
         """It is over; failure: why it was not served."""
         self._over = True
-        self._stop_waiting()
+        self._record(outcome, failure)
+        if self._wait is not None:
+            self._wait.end()
         self._close(failure)
         if self._kept is not None:
             self._kept.drop()
-        if self._span is not None:
-            self._span.close(error=failure)
         if self._deadline is not None:
             self._ways.deadlines.drop(self._deadline)
         self._ways.intake.finish(self)
@@ -507,8 +405,8 @@ class Forwarding:
         if self._prefill is not None:
             self._prefill.cancel()
             self._prefill = None
-        if self._sending is not None:
-            self._sending.close(error=failure)
+        if self._spans is not None:
+            self._spans.leave(failure)
         if self._sent is not None:
             self._ways.router.ended(self._sent, now(), served=failure is None)
             self._sent = None

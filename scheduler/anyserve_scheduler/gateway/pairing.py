@@ -19,6 +19,7 @@ from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.fleet import Fleet
 from anyserve_scheduler.gateway.incoming import Incoming
 from anyserve_scheduler.gateway.incoming import Metadata as Sending
+from anyserve_scheduler.gateway.sending import metadata_of
 from anyserve_scheduler.gateway.ways import Ways
 from anyserve_scheduler.routing import Decision
 
@@ -37,19 +38,25 @@ class PrefillHalf:
         self.replica = decision.replica
         self._ways = ways
         self._request = request
+        self._decision = decision
         self._on_ended = on_ended
         self._call: Ongoing | None = None
         self._failure: AnyServeError | None = None
         self._over = False
 
-    def start(self, message: Sequence[bytes], metadata: Sending) -> None:
-        """Send it, after a turn of the loop where there is no channel yet."""
-        view = self._ways.registry.fleet().replicas[self.replica]
-        channel = self._ways.channels.get(view)
+    def start(self, message: Sequence[bytes], trace: Sending) -> None:
+        """Send it, after a turn of the loop where there is no channel yet.
+
+        message: with where the halves meet. trace: where the call is in a trace.
+        """
+        ways, decision = self._ways, self._decision
+        metadata = metadata_of(ways, self._request, decision, trace, half_need(decision))
+        view = ways.registry.fleet().replicas[self.replica]
+        channel = ways.channels.get(view)
         if channel is not None:
             self._begin(channel, message, metadata)
         else:
-            self._ways.nursery.start_soon(self._open, message, metadata)
+            ways.nursery.start_soon(self._open, message, metadata)
 
     def cancel(self) -> None:
         """Its text is over, or given up."""

@@ -22,6 +22,7 @@ from anyserve.errors import AnyServeError, Unavailable
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.stream_infer import IS_FINAL, IS_NOT_FINAL
 from anyserve.stream_errors import is_error, unwrapped
+from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.gateway.incoming import Incoming
 
@@ -63,8 +64,6 @@ class Kept:
         """What the replica has said last, where that is an error; its client was not told."""
         self.resumed = False
         """Whether it goes on elsewhere."""
-        self.begun = False
-        """Whether that is after what its client was given, rather than anew."""
         self._request = request
         self._messages: list[bytes] = []
         self._room = room
@@ -92,25 +91,26 @@ class Kept:
             self._request.body = b""
         return messages
 
-    def prepare(self) -> bool:
-        """Have it go on after what was said; False where that is the whole answer.
+    def go_on(self, need: Capability, offer: OfferView) -> Capability | None:
+        """Have it go on after what was said; None where that is the whole answer.
 
-        Raises `Unavailable` where it can't.
+        need, offer: what it needed, and what it was sent to. Gives what it needs from now on.
+        Raises `Unavailable` where it can't go on.
         """
         if self._why:
             raise Unavailable(f"it can't go on elsewhere: {self._why}")
         if self._messages:
             ids = _token_ids(self._messages)
             if ids is None:
-                return False
+                return None
             before = _ids_before(self._request)
             resume = {RESUME_IDS: json.dumps([*before, *ids], separators=(",", ":"))}
             self.behind += encode_response_head("", "", "", resume, ())
-            self.begun = True
+            need = _of_same_model(need, offer)
         self.drop()
         self.failure = None
         self.resumed = True
-        return True
+        return need
 
     def drop(self) -> None:
         """Keep no answers any more."""
@@ -132,6 +132,14 @@ class Kept:
             self._forget(f"it is more than {KEPT_LIMIT >> 20} MiB")
         elif self._room.free < 0:
             self._forget(f"all streams together are more than {ROOM >> 20} MiB")
+
+
+def kept_of(request: Incoming, offer: OfferView, room: Room) -> Kept | None:
+    """What is to be kept of a request that is sent to `offer`; None where it is not resumed."""
+    if not offer.resumable or request.permit.spent is not None:
+        return None
+    behind = asking(request)
+    return None if behind is None else Kept(request, behind, room)
 
 
 def asking(request: Incoming) -> bytes | None:
@@ -156,7 +164,12 @@ def asking(request: Incoming) -> bytes | None:
     return _ASKS + _ASKS_OUTPUT if outputs and TOKEN_IDS not in outputs else _ASKS
 
 
-def of_same_model(need: Capability, offer: OfferView) -> Capability:
+def failed_twice(first: Handback, replica: str, error: AnyServeError) -> Unavailable:
+    """Why a request does not go on any more; first: what the replica before has said."""
+    return Unavailable(f"{first.replica}: {first.reason}; then {replica}: {error.message}")
+
+
+def _of_same_model(need: Capability, offer: OfferView) -> Capability:
     """What a text needs that was begun by `offer`: token ids mean the same to its model alone."""
     model = offer.capability.attributes.get("model")
     attributes = need.attributes if model is None else {**need.attributes, "model": model}

@@ -12,12 +12,12 @@ from anyserve.deadlines import Deadlines
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.intake import Intake
 from anyserve.transport.outgoing import Caller
-from anyserve_scheduler.fleet import ReplicaView
+from anyserve_scheduler.fleet import OfferView, ReplicaView
 from anyserve_scheduler.gateway.meter import Meter
 from anyserve_scheduler.gateway.resuming import Room
 from anyserve_scheduler.gateway.unserved import Unserved
-from anyserve_scheduler.links import Links
-from anyserve_scheduler.routing import Router
+from anyserve_scheduler.links import Link, Links
+from anyserve_scheduler.routing import Decision, Router
 from anyserve_scheduler.watched import WatchedRegistry
 
 if TYPE_CHECKING:
@@ -95,6 +95,15 @@ class Ways:
     def in_flight(self) -> int:
         """Requests on their way."""
         return self.intake.in_flight
+
+    def link_of(self, decision: Decision) -> Link | None:
+        """That of the replica as it is meant, where it is up."""
+        link = self.links.get(decision.replica)
+        return link if link is not None and link.epoch == decision.epoch else None
+
+    def offer_of(self, decision: Decision) -> OfferView:
+        """The offer that a request is sent to."""
+        return self.registry.fleet().replicas[decision.replica].offers[decision.capability.name]
 
     def missing(self, error: AnyServeError, now: float) -> AnyServeError:
         """What to raise where `error` says that the fleet does not have something.
