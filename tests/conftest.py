@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -281,6 +284,29 @@ def open_console(browser: Any) -> Iterator[Callable[..., Any]]:
     finally:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def ask_http() -> Callable[..., tuple[int, str]]:
+    """Asks an HTTP port, whatever it answers."""
+
+    def ask(address: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        """The status and the text of an answer.
+
+        body: posted, as JSON unless it is bytes; None: the path is got. headers: by names with
+        underscores.
+        """
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"http://{address}{path}", data, named)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Fleet:
 
     scheduler: Scheduler
     start_replica: Any
+    eventually_here: Any
     nursery: trio.Nursery
     tmp: Path
     twins: dict[str, Twin] = attrs.field(factory=dict)
@@ -68,7 +69,7 @@ class Fleet:
         options = options or ("--app", "twins:app", "--in-process")
         to = ("--scheduler", self.door, "--replica-id", id, "--drain-timeout", "5")
         live = self.start_replica(*options, *to)
-        await until(lambda: self.scheduler.links.get(id) is not None)
+        await self.eventually_here(lambda: self.scheduler.links.get(id) is not None)
         twin = self.twins[id] = Twin(live, id)
         return twin
 
@@ -88,15 +89,8 @@ class Fleet:
                 await method(twin.live.address, capability, inputs)
 
         self.nursery.start_soon(run)
-        await until(file.exists)
+        await self.eventually_here(file.exists)
         return file
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for what other processes make true."""
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 async def counts(twin: Twin) -> dict[str, int]:
@@ -149,19 +143,21 @@ async def stream(address: str, capability: str, inputs: dict[str, Any]) -> list[
 
 
 @asynccontextmanager
-async def running_fleet(tmp_path: Path, start_replica: Any) -> AsyncIterator[Fleet]:
+async def running_fleet(
+    tmp_path: Path, start_replica: Any, eventually_here: Any
+) -> AsyncIterator[Fleet]:
     terms = LeaseTerms(lease=100, interval=50)
     async with trio.open_nursery() as nursery:
         scheduler = Scheduler(SchedulerConfig(port=0, terms=terms))
         async with scheduler.running():
             scheduler.ways.complete_at = -math.inf  # there is no replica that may come back
-            yield Fleet(scheduler, start_replica, nursery, tmp_path)
+            yield Fleet(scheduler, start_replica, eventually_here, nursery, tmp_path)
             nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
-async def fleet(tmp_path: Path, start_replica: Any) -> AsyncIterator[Fleet]:
-    async with running_fleet(tmp_path, start_replica) as fleet:
+async def fleet(tmp_path: Path, start_replica: Any, eventually_here: Any) -> AsyncIterator[Fleet]:
+    async with running_fleet(tmp_path, start_replica, eventually_here) as fleet:
         yield fleet
 
 
@@ -211,7 +207,7 @@ async def test_a_client_has_no_say_in_delegation(fleet: Fleet) -> None:
 
 
 async def test_a_request_that_finds_a_full_queue_is_relayed_and_cancelled_there(
-    fleet: Fleet, tmp_path: Path
+    fleet: Fleet, tmp_path: Path, eventually_here: Any
 ) -> None:
     a = await fleet.start("a")
     b = await fleet.start("b")
@@ -225,13 +221,13 @@ async def test_a_request_that_finds_a_full_queue_is_relayed_and_cancelled_there(
     inputs = {"file": str(file), "seconds": "60"}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(unary, a.live.address, "narrow", inputs)
-        await until(file.exists)
+        await eventually_here(file.exists)
         assert file.read_text() == b.pid
         nursery.cancel_scope.cancel()
-    await until(lambda: not file.exists())
+    await eventually_here(lambda: not file.exists())
     with pytest.raises(DeadlineExceeded):
         await unary(a.live.address, "narrow", inputs, {"timeout": 300_000})
-    await until(lambda: not file.exists())
+    await eventually_here(lambda: not file.exists())
 
 
 async def test_the_remaining_budget_goes_along(fleet: Fleet) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,10 @@ class Fleet:
 
 @pytest.fixture
 def fleet(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], settled: Any
+    start_scheduler: Callable[..., Any],
+    start_replica: Callable[..., Any],
+    settled: Any,
+    eventually: Any,
 ) -> Fleet:
     scheduler = start_scheduler()
     to = ("--in-process", "--scheduler", scheduler.address, "--replica-id")
@@ -48,13 +50,6 @@ def fleet(
         {"scheduler": scheduler.address, "first": first.address, "second": second.address},
         first.http,
     )
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def numbers(*values: int, batched: bool = False) -> InferInput:
@@ -160,7 +155,9 @@ def test_one_answer_of_a_decoupled_model_is_an_answer_to_a_unary_request_at_ever
                 assert status(client.infer, "right", [numbers(*values)]) == "UNIMPLEMENTED"
 
 
-def test_a_replica_answers_as_if_alone_while_the_scheduler_is_away(fleet: Fleet) -> None:
+def test_a_replica_answers_as_if_alone_while_the_scheduler_is_away(
+    fleet: Fleet, eventually: Any
+) -> None:
     with fleet.client("first") as client:
         fleet.scheduler.process.send_signal(signal.SIGSTOP)
         late = status(client.get_model_metadata, "right", client_timeout=0.3)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(folder: Path, transport: str, *a_options: str) -> Iterator[Fleet]:
+def running_fleet(
+    folder: Path, transport: str, eventually: Any, *a_options: str
+) -> Iterator[Fleet]:
     with ExitStack() as stack:
         common = ("--transport", transport)
         lease = ("--lease", "2", "--interval", "0.3")
@@ -109,29 +111,22 @@ def running_fleet(folder: Path, transport: str, *a_options: str) -> Iterator[Fle
         yield fleet
 
 
-def eventually(condition: Callable[[], Any]) -> Any:
-    """The first true value of `condition`, which other processes make true."""
-    deadline = time.monotonic() + 20
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
-
-
 @pytest.fixture(scope="module")
 def fleet(
-    tmp_path_factory: pytest.TempPathFactory, transport: str, settled: Any
+    tmp_path_factory: pytest.TempPathFactory, transport: str, settled: Any, eventually: Any
 ) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
-    with running_fleet(folder, transport, "--app", "behaviours:app") as fleet:
+    with running_fleet(folder, transport, eventually, "--app", "behaviours:app") as fleet:
         settled(fleet.scheduler.address)
         yield fleet
 
 
 @pytest.fixture
-def own_fleet(tmp_path: Path, transport: str) -> Iterator[Fleet]:
+def own_fleet(tmp_path: Path, transport: str, eventually: Any) -> Iterator[Fleet]:
     """Two twins, for tests that break something."""
-    with running_fleet(tmp_path, transport, "--app", "twins:app", "--in-process") as fleet:
+    with running_fleet(
+        tmp_path, transport, eventually, "--app", "twins:app", "--in-process"
+    ) as fleet:
         yield fleet
 
 
@@ -202,7 +197,7 @@ def test_a_handlers_error_and_an_unknown_name_have_their_statuses(stub: Any) -> 
 @pytest.mark.parametrize("how", ["cancelled", "late"])
 @pytest.mark.parametrize("model", ["narrow", "count"])
 def test_a_request_that_is_given_up_ends_in_its_replica(
-    stub: Any, tmp_path: Path, how: str, model: str
+    stub: Any, tmp_path: Path, how: str, model: str, eventually: Any
 ) -> None:
     file = tmp_path / "runs"
     message = request(model, file=str(file), seconds="60", n="1000", pause="1")
@@ -275,7 +270,9 @@ def test_statistics_are_the_sums_over_the_replicas(own_fleet: Fleet) -> None:
     assert {each.name for each in everything.model_stats} == {"who", "narrow", "count"}
 
 
-def test_models_are_loaded_and_unloaded_wherever_they_are(own_fleet: Fleet) -> None:
+def test_models_are_loaded_and_unloaded_wherever_they_are(
+    own_fleet: Fleet, eventually: Any
+) -> None:
     with InferenceServerClient(own_fleet.scheduler.address) as client:
         client.unload_model("who")
         assert eventually(lambda: not client.is_model_ready("who")) is not False
@@ -329,7 +326,7 @@ def test_a_replica_that_is_killed_ends_its_requests_and_no_others(
 
 
 def test_a_scheduler_that_is_killed_ends_what_went_through_it_and_nothing_else(
-    own_fleet: Fleet, tmp_path: Path
+    own_fleet: Fleet, tmp_path: Path, eventually: Any
 ) -> None:
     file = tmp_path / "runs"
     with own_fleet.stub() as stub, grpc.insecure_channel(own_fleet.a.address) as direct:
@@ -348,7 +345,9 @@ def test_a_scheduler_that_is_killed_ends_what_went_through_it_and_nothing_else(
         assert caught.value.code() is CODE.NOT_FOUND
 
 
-def test_a_replica_that_is_stopped_is_left_out_and_comes_back(own_fleet: Fleet) -> None:
+def test_a_replica_that_is_stopped_is_left_out_and_comes_back(
+    own_fleet: Fleet, eventually: Any
+) -> None:
     stopped = own_fleet.a.process
     with own_fleet.stub() as stub:
         stub.ModelInfer(request("who"), timeout=20)

@@ -196,14 +196,16 @@ async def test_a_call_that_was_refused_unbegun_is_tried_at_another_replica(fleet
     assert len(a.seen) == 1
 
 
-async def test_a_replica_that_says_goaway_gets_nothing_more(fleet: Fleet) -> None:
+async def test_a_replica_that_says_goaway_gets_nothing_more(
+    fleet: Fleet, eventually_here: Any
+) -> None:
     a = await fleet.join("a")
     await fleet.infer()
     await fleet.join("b", load=7)
     a.act = a.hang
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ignoring, fleet.infer)
-        await until(lambda: len(a.seen) == 2)
+        await eventually_here(lambda: len(a.seen) == 2)
         nursery.start_soon(a.server.drain)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert await fleet.infer() == "b"
@@ -357,22 +359,19 @@ async def test_garbage_for_a_hand_back_ends_the_request(fleet: Fleet) -> None:
     assert b.seen == []
 
 
-async def test_a_cancelled_request_and_a_late_one_end_at_the_replica(fleet: Fleet) -> None:
+async def test_a_cancelled_request_and_a_late_one_end_at_the_replica(
+    fleet: Fleet, eventually_here: Any
+) -> None:
     a = await fleet.join("a")
     a.act = a.hang
     with trio.move_on_after(0.2) as scope:
         await fleet.infer()
     assert scope.cancelled_caught
-    await until(lambda: a.ended == 1)
+    await eventually_here(lambda: a.ended == 1)
     a.expects = encode_request("decode", {"x": "1"}, {"timeout": 200_000})
     with pytest.raises(DeadlineExceeded):
         await fleet.infer(a.expects)
-    await until(lambda: a.ended == 2)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110
-        await trio.sleep(0.005)
+    await eventually_here(lambda: a.ended == 2)
 
 
 async def test_where_nobody_takes_it_the_reasons_are_told(fleet: Fleet) -> None:

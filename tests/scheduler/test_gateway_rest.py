@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -27,33 +24,17 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Any, start_replica: Any, settled: Any) -> Fleet:
+def fleet(
+    start_scheduler: Any, start_replica: Any, settled: Any, ask_http: Any, eventually: Any
+) -> Fleet:
     scheduler = start_scheduler(0, "--http", "0")
     options = ("--app", "behaviours:app", "--http", "0", "--scheduler", scheduler.address)
     a = start_replica(*options, "--replica-id", "a")
     b = start_replica(*options, "--replica-id", "b", "--caps", "echo")
-    until(lambda: asked(scheduler.http, "/ready")[0] == 200)
-    until(lambda: asked(scheduler.http, "/v2/models/repeat/ready")[0] == 200)
+    eventually(lambda: ask_http(scheduler.http, "/ready")[0] == 200)
+    eventually(lambda: ask_http(scheduler.http, "/v2/models/repeat/ready")[0] == 200)
     settled(scheduler.address)
     return Fleet(scheduler, a, b)
-
-
-def asked(address: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """The status and the body of an answer."""
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", data, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def outputs(text: str) -> list[int]:
@@ -61,7 +42,9 @@ def outputs(text: str) -> list[int]:
     return [json.loads(event[6:])["OUT"] for event in text.split("\n\n") if event]
 
 
-def test_the_fleet_is_served_by_http_too(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_fleet_is_served_by_http_too(
+    fleet: Fleet, tmp_path: Path, ask_http: Any, eventually: Any
+) -> None:
     for address in (fleet.scheduler.http, fleet.b.http):
         value = np.arange(100_000, dtype=np.int64)
         given = triton.InferInput("INPUT0", list(value.shape), "INT64")
@@ -70,34 +53,36 @@ def test_the_fleet_is_served_by_http_too(fleet: Fleet, tmp_path: Path) -> None:
             result = client.infer("fragile", [given])
             assert np.array_equal(result.as_numpy("INPUT0"), value)
         inputs = [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [7]}]
-        status, text = asked(address, "/v2/models/repeat/infer", {"inputs": inputs})
+        status, text = ask_http(address, "/v2/models/repeat/infer", {"inputs": inputs})
         assert (status, json.loads(text)["outputs"][0]["data"]) == (200, [7])
-        status, text = asked(address, "/v2/models/nothing/infer", {"inputs": []})
+        status, text = ask_http(address, "/v2/models/nothing/infer", {"inputs": []})
         assert (status, "nothing" in json.loads(text)["error"]) == (404, True)
-    index = asked(fleet.scheduler.http, "/v2/repository/index", {})[1]
+    index = ask_http(fleet.scheduler.http, "/v2/repository/index", {})[1]
     assert {"echo", "repeat"} <= {each["name"] for each in json.loads(index)}
 
     # A stream, what is wrong with one by its status, and a client that goes.
     door = fleet.scheduler.http
-    status, text = asked(door, "/v2/models/repeat/generate_stream", {"IN": list(range(300))})
+    status, text = ask_http(door, "/v2/models/repeat/generate_stream", {"IN": list(range(300))})
     assert (status, outputs(text)) == (200, list(range(300)))
-    status, text = asked(door, "/v2/models/fail/generate_stream", {"kind": "declared"})
+    status, text = ask_http(door, "/v2/models/fail/generate_stream", {"kind": "declared"})
     assert (status, json.loads(text)["error"]) == (403, "not for you")
     file = tmp_path / "runs"
     connection = HTTPConnection(door, timeout=20)
     body = json.dumps({"file": str(file)})
     connection.request("POST", "/v2/models/hold/generate_stream", body)
-    until(file.exists)
+    eventually(file.exists)
     connection.close()
-    until(lambda: not file.exists())
+    eventually(lambda: not file.exists())
 
 
-def test_a_slow_reader_holds_a_handler_behind_the_door(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_slow_reader_holds_a_handler_behind_the_door(
+    fleet: Fleet, tmp_path: Path, eventually: Any
+) -> None:
     file = tmp_path / "given"
     connection = HTTPConnection(fleet.scheduler.http, timeout=20)
     body = json.dumps({"file": str(file), "size": 100_000})
     connection.request("POST", "/v2/models/flood/generate_stream", body)
-    until(lambda: file.exists() and file.read_text())
+    eventually(lambda: file.exists() and file.read_text())
     last = ""
     while (given := file.read_text()) != last:
         last = given

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +20,9 @@ def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[
     return str(caught.value.status()).removeprefix("StatusCode."), str(caught.value.message())
 
 
-def by_http(address: str, path: str, body: Any = None) -> tuple[int, str]:
-    """The status that a request fails with, and what it says."""
-    data = None if body is None else json.dumps(body).encode()
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"http://{address}{path}", data, timeout=20)
-    with caught.value as answer:
-        return answer.code, answer.read().decode()
-
-
-def test_what_no_replica_has_offered_yet_may_still_come(start_scheduler: Any) -> None:
+def test_what_no_replica_has_offered_yet_may_still_come(
+    start_scheduler: Any, ask_http: Any
+) -> None:
     scheduler = start_scheduler(0, "--http", "0", "--lease", "60")
     with InferenceServerClient(scheduler.address) as client:
         for ask in (
@@ -54,17 +44,19 @@ def test_what_no_replica_has_offered_yet_may_still_come(start_scheduler: Any) ->
         ("/v1/models/small", None),
         ("/v1/chat/completions", chat),
     ):
-        status, message = by_http(scheduler.http, path, body)
+        status, message = ask_http(scheduler.http, path, body)
         assert (status, STARTED in message) == (503, True), path
 
 
-def test_after_a_lease_it_knows_what_is_nowhere(start_scheduler: Any, settled: Any) -> None:
+def test_after_a_lease_it_knows_what_is_nowhere(
+    start_scheduler: Any, settled: Any, ask_http: Any
+) -> None:
     scheduler = start_scheduler(0, "--http", "0")
     settled(scheduler.address)
     with InferenceServerClient(scheduler.address) as client:
         assert refusal(client.infer, "item", [])[0] == "NOT_FOUND"
         assert refusal(client.get_inference_statistics, "item")[0] == "INVALID_ARGUMENT"
-    assert by_http(scheduler.http, "/v1/models/small")[0] == 404
+    assert ask_http(scheduler.http, "/v1/models/small")[0] == 404
 
 
 def test_a_scheduler_that_starts_again_waits_for_the_replicas_of_the_one_before(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,6 @@ CODE = grpc.StatusCode
 ROOT = Path(__file__).parents[2]
 QUICK = ("--on-demand-idle", "0.5", "--on-demand-cooldown", "0.5")
 APPS = [f"--app=examples.on_demand:{name}" for name in ("upper", "lower", "title")]
-
-
-def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-    """The first true value of `condition`, which other processes make true."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s"
-        time.sleep(0.02)
-    return value
 
 
 def request(name: str, text: str = "Hello") -> Any:
@@ -54,14 +44,15 @@ def infer(address: str, *arguments: str) -> str:
 class Fleet:
     """A scheduler and its replicas."""
 
-    def __init__(self, start_replica: Any, scheduler: Any) -> None:
+    def __init__(self, start_replica: Any, scheduler: Any, eventually: Any) -> None:
         self._start_replica = start_replica
+        self._eventually = eventually
         self.scheduler = scheduler
 
     def join(self, id: str, *options: str) -> Any:
         to = ("--scheduler", self.scheduler.address, "--replica-id", id)
         replica = self._start_replica(*options, *to)
-        eventually(lambda: id in self.offers())
+        self._eventually(lambda: id in self.offers())
         return replica
 
     def offers(self) -> dict[str, dict[str, wire.Offer]]:
@@ -87,8 +78,8 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet_of(start_replica: Any, start_scheduler: Any) -> Callable[..., Fleet]:
-    return lambda *options: Fleet(start_replica, start_scheduler(0, *QUICK, *options))
+def fleet_of(start_replica: Any, start_scheduler: Any, eventually: Any) -> Callable[..., Fleet]:
+    return lambda *options: Fleet(start_replica, start_scheduler(0, *QUICK, *options), eventually)
 
 
 @pytest.mark.parametrize("where", [(), ("--in-process",)], ids=["workers", "in process"])
@@ -108,7 +99,7 @@ def test_the_first_request_for_what_is_not_loaded_is_answered(
 
 
 def test_what_is_idle_makes_room_and_the_last_of_its_kind_does_not(
-    fleet_of: Any, connect: Any
+    fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     fleet = fleet_of()
     fleet.join("fixed", APPS[0])
@@ -175,7 +166,7 @@ class Asking:
 
 
 def test_a_replica_that_is_killed_while_it_loads_does_not_keep_another_from_it(
-    fleet_of: Any, connect: Any, gate: Path
+    fleet_of: Any, connect: Any, gate: Path, eventually: Any
 ) -> None:
     fleet = fleet_of()
     first = fleet.join("a", *GATED)
@@ -190,7 +181,7 @@ def test_a_replica_that_is_killed_while_it_loads_does_not_keep_another_from_it(
 
 
 def test_a_scheduler_that_starts_anew_while_a_replica_loads_finds_it_loaded(
-    fleet_of: Any, connect: Any, gate: Path, start_scheduler: Any
+    fleet_of: Any, connect: Any, gate: Path, start_scheduler: Any, eventually: Any
 ) -> None:
     fleet = fleet_of()
     fleet.join("a", *GATED)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -64,26 +61,19 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def ask(address: str, path: str, body: Any, traceparent: str) -> int:
-    request = urllib.request.Request(f"http://{address}{path}", json.dumps(body).encode())
-    request.add_header("traceparent", traceparent)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            status: int = answer.status
-            return status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-
-
 ECHO = {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1], "data": [7]}]}
+
+
+@pytest.fixture
+def infer(ask_http: Any) -> Callable[..., int]:
+    """Asks a capability by HTTP within a trace; gives the status."""
+
+    def ask(live: Any, name: str, traceparent: str) -> int:
+        path = f"/v2/models/{name}/infer"
+        status: int = ask_http(live.http, path, ECHO, traceparent=traceparent)[0]
+        return status
+
+    return ask
 
 
 def attributes(span: Any) -> dict[str, str]:
@@ -91,16 +81,15 @@ def attributes(span: Any) -> dict[str, str]:
 
 
 def test_one_trace_goes_through_scheduler_and_replica(
-    collector: Collector, start_scheduler: Any, start_replica: Any
+    collector: Collector, start_scheduler: Any, start_replica: Any, infer: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler(0, "--http", "0", "--otlp", collector.url)
     options = ("--app", "behaviours:app", "--http", "0", "--otlp", f"{collector.url}/")
     replica = start_replica(*options, "--scheduler", scheduler.address, "--replica-id", "a")
-    path = "/v2/models/{}/infer"
     sampled, unsampled = f"00-{TRACE}-{PARENT}-01", f"00-{'1' * 32}-{PARENT}-00"
-    until(lambda: ask(scheduler.http, path.format("echo"), ECHO, unsampled) == 200)
-    assert ask(scheduler.http, path.format("echo"), ECHO, sampled) == 200
-    assert ask(replica.http, path.format("liar"), ECHO, f"00-{'2' * 32}-{PARENT}-01") == 500
+    eventually(lambda: infer(scheduler, "echo", unsampled) == 200)
+    assert infer(scheduler, "echo", sampled) == 200
+    assert infer(replica, "liar", f"00-{'2' * 32}-{PARENT}-01") == 500
 
     # What waits is sent before a process ends.
     assert replica.stop() == 0
@@ -128,13 +117,12 @@ def test_one_trace_goes_through_scheduler_and_replica(
     assert not collector.of("anyserve-replica", "1" * 32)
 
 
-def test_a_collector_that_says_nothing_holds_nobody(start_replica: Any) -> None:
+def test_a_collector_that_says_nothing_holds_nobody(start_replica: Any, infer: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         live = start_replica("--app", "behaviours:app", "--http", "0", "--otlp", url)
-        path = "/v2/models/echo/infer"
         for _ in range(3):
-            assert ask(live.http, path, ECHO, f"00-{TRACE}-{PARENT}-01") == 200
+            assert infer(live, "echo", f"00-{TRACE}-{PARENT}-01") == 200
         began = time.monotonic()
         assert live.stop() == 0
         assert time.monotonic() - began < 10

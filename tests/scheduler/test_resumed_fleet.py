@@ -38,6 +38,7 @@ class Fleet:
 
     scheduler: Scheduler
     start_replica: Callable[..., Any]
+    eventually_here: Callable[..., Any]
 
     @property
     def door(self) -> str:
@@ -50,7 +51,7 @@ class Fleet:
     async def start(self, id: str, *options: str) -> Any:
         """A replica that the scheduler knows."""
         live = self.start_replica(*options, "--scheduler", self.door, "--replica-id", id)
-        await until(lambda: self.scheduler.links.get(id) is not None)
+        await self.eventually_here(lambda: self.scheduler.links.get(id) is not None)
         return live
 
     async def replace(self, live: Any, id: str, *options: str) -> Any:
@@ -59,13 +60,6 @@ class Fleet:
         other = await self.start(id, *options)
         kill(live)
         return other
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for what other processes make true."""
-    with trio.fail_after(30):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 def kill(live: Any) -> None:
@@ -79,12 +73,12 @@ def children(live: Any) -> list[int]:
 
 
 @pytest.fixture
-async def fleet(tmp_path: Path, start_replica: Any) -> AsyncIterator[Fleet]:
+async def fleet(start_replica: Any, eventually_here: Any) -> AsyncIterator[Fleet]:
     terms = LeaseTerms(lease=100, interval=50)
     http = HttpConfig("127.0.0.1", 0)
     scheduler = Scheduler(SchedulerConfig(port=0, terms=terms, http=http))
     async with scheduler.running():
-        yield Fleet(scheduler, start_replica)
+        yield Fleet(scheduler, start_replica, eventually_here)
         assert scheduler.ways.in_flight == 0
         assert scheduler.ways.room.free == type(scheduler.ways.room)().free
 
@@ -199,13 +193,15 @@ async def test_so_is_that_of_a_chat_by_openais_api(fleet: Fleet) -> None:
 # An engine that does as it is told.
 
 
-async def test_killed_before_it_said_anything_a_request_begins_anew(fleet: Fleet) -> None:
+async def test_killed_before_it_said_anything_a_request_begins_anew(
+    fleet: Fleet, eventually_here: Any
+) -> None:
     live = await fleet.start("a", *SCRIPTED)
     responses: list[Result] = []
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect, script(fleet.door, pieces=["x", "y"], pause=0.5), responses)
-        await until(lambda: fleet.scheduler.ways.in_flight)
+        await eventually_here(lambda: fleet.scheduler.ways.in_flight)
         await fleet.replace(live, "b", *SCRIPTED)
     assert text(responses) == "xy"
     assert reasons(responses) == ["stop"]
@@ -272,7 +268,9 @@ async def test_opted_out_a_stream_ends_with_its_replica(fleet: Fleet) -> None:
     assert fleet.resumed == 0
 
 
-async def test_a_client_that_goes_in_the_gap_leaves_nothing(fleet: Fleet) -> None:
+async def test_a_client_that_goes_in_the_gap_leaves_nothing(
+    fleet: Fleet, eventually_here: Any
+) -> None:
     live = await fleet.start("a", *SCRIPTED)
     inputs = {"text_input": json.dumps({"pieces": ["x"] * 99, "pause": 0.1}), "stream": True}
     async with open_client(fleet.door) as client, client.stream() as responses:
@@ -282,8 +280,8 @@ async def test_a_client_that_goes_in_the_gap_leaves_nothing(fleet: Fleet) -> Non
         other = await fleet.start("b", *SCRIPTED)
         os.kill(other.process.pid, signal.SIGSTOP)
         kill(live)
-        await until(lambda: fleet.resumed)
-    await until(lambda: not fleet.scheduler.ways.in_flight)
+        await eventually_here(lambda: fleet.resumed)
+    await eventually_here(lambda: not fleet.scheduler.ways.in_flight)
     os.kill(other.process.pid, signal.SIGCONT)
     assert text([each async for each in script(fleet.door, pieces=["free"])]) == "free"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ LONG_LEASE = ("--lease", "10", "--interval", "2")
 
 def request(capability: str, **inputs: Any) -> Any:
     return service_pb2.ModelInferRequest.FromString(encode_request(capability, inputs, {}))
-
-
-def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-    """The first true value of `condition`, which other processes make true."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s"
-        time.sleep(0.02)
-    return value
 
 
 def replicas_of(scheduler: Any) -> list[str]:
@@ -62,7 +53,7 @@ def output(response: Any) -> str:
 
 
 def test_what_is_on_its_way_is_answered_and_replicas_find_the_next_scheduler(
-    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path
+    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path, eventually: Any
 ) -> None:
     scheduler = start_scheduler(0, *LONG_LEASE)
     ids = ["a", "b"]
@@ -112,7 +103,7 @@ def test_what_is_on_its_way_is_answered_and_replicas_find_the_next_scheduler(
 
 
 def test_what_a_replica_has_handed_over_is_answered_too(
-    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path
+    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path, eventually: Any
 ) -> None:
     scheduler = start_scheduler(0, *LONG_LEASE)
     to = ("--scheduler", scheduler.address, "--replica-id")
@@ -135,7 +126,7 @@ def test_what_a_replica_has_handed_over_is_answered_too(
 
 
 def test_a_stream_takes_no_more_requests_and_an_idle_one_holds_nobody_up(
-    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path
+    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path, eventually: Any
 ) -> None:
     scheduler = start_scheduler(0, *LONG_LEASE, "--drain-timeout", "60")
     start_replica(*BEHAVIOURS, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -160,7 +151,12 @@ def test_a_stream_takes_no_more_requests_and_an_idle_one_holds_nobody_up(
 
 @pytest.mark.parametrize("ended_by", ["the timeout", "a second signal"])
 def test_what_does_not_end_in_time_is_cancelled(
-    start_scheduler: Any, start_replica: Any, connect: Any, tmp_path: Path, ended_by: str
+    start_scheduler: Any,
+    start_replica: Any,
+    connect: Any,
+    tmp_path: Path,
+    ended_by: str,
+    eventually: Any,
 ) -> None:
     timeout = "0.3" if ended_by == "the timeout" else "60"
     scheduler = start_scheduler(0, *LONG_LEASE, "--drain-timeout", timeout)

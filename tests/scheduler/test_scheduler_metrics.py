@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
@@ -26,16 +23,6 @@ from anyserve.load import Load
 Samples = dict[str, dict[tuple[str, ...], float]]
 
 
-def ask(address: str, path: str, body: Any = None) -> tuple[int, str]:
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", data, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
 def read(text: str) -> Samples:
     found: Samples = {}
     for family in text_string_to_metric_families(text):
@@ -44,48 +31,47 @@ def read(text: str) -> Samples:
     return found
 
 
-def scrape(address: str) -> Samples:
-    return read(ask(address, "/metrics")[1])
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.fixture
+def scrape(ask_http: Any) -> Callable[[str], Samples]:
+    """Reads what a door says of itself."""
+    return lambda address: read(ask_http(address, "/metrics")[1])
 
 
 @pytest.fixture
-def fleet(start_scheduler: Any, start_replica: Any, settled: Any) -> SimpleNamespace:
+def fleet(
+    start_scheduler: Any, start_replica: Any, settled: Any, eventually: Any, scrape: Any
+) -> SimpleNamespace:
     scheduler = start_scheduler(0, "--http", "0")
     options = ("--app", "behaviours:app", "--http", "0", "--scheduler", scheduler.address)
     a = start_replica(*options, "--replica-id", "a")
     b = start_replica(*options, "--replica-id", "b", "--caps", "echo")
-    until(lambda: scrape(scheduler.http)["anyserve_scheduler_replicas"]["live",] == 2)
+    eventually(lambda: scrape(scheduler.http)["anyserve_scheduler_replicas"]["live",] == 2)
     settled(scheduler.address)
     return SimpleNamespace(scheduler=scheduler, a=a, b=b)
 
 
-def test_what_went_through_the_front_door_adds_up(fleet: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_went_through_the_front_door_adds_up(
+    fleet: SimpleNamespace, tmp_path: Path, ask_http: Any, eventually: Any, scrape: Any
+) -> None:
     door = fleet.scheduler.http
     echoed = {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1], "data": [7]}]}
     stream = "/v2/models/{}/generate_stream"
     for _ in range(6):
-        assert ask(door, "/v2/models/echo/infer", echoed)[0] == 200
-    assert ask(door, stream.format("repeat"), {"IN": [1, 2, 3]})[0] == 200
-    assert ask(door, stream.format("fail"), {"kind": "declared"})[0] == 403
-    assert ask(door, "/v2/models/nothing/infer", echoed)[0] == 404
+        assert ask_http(door, "/v2/models/echo/infer", echoed)[0] == 200
+    assert ask_http(door, stream.format("repeat"), {"IN": [1, 2, 3]})[0] == 200
+    assert ask_http(door, stream.format("fail"), {"kind": "declared"})[0] == 403
+    assert ask_http(door, "/v2/models/nothing/infer", echoed)[0] == 404
     late = {"seconds": 30, "parameters": {"timeout": 100_000}}
-    assert ask(door, stream.format("sleep"), late)[0] == 504
+    assert ask_http(door, stream.format("sleep"), late)[0] == 504
     file = tmp_path / "runs"
     connection = HTTPConnection(door, timeout=20)
     connection.request("POST", stream.format("hold"), json.dumps({"file": str(file)}))
-    until(file.exists)
-    until(lambda: scrape(door)["anyserve_scheduler_replica_running_requests"]["a",] == 1)
+    eventually(file.exists)
+    eventually(lambda: scrape(door)["anyserve_scheduler_replica_running_requests"]["a",] == 1)
     connection.close()
-    until(lambda: not file.exists())
+    eventually(lambda: not file.exists())
     # One that a replica lacks and gives to the scheduler.
-    assert ask(fleet.b.http, stream.format("repeat"), {"IN": [1]})[0] == 200
+    assert ask_http(fleet.b.http, stream.format("repeat"), {"IN": [1]})[0] == 200
 
     found = scrape(door)
     counts = found["anyserve_scheduler_requests_total"]

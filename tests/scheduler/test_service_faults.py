@@ -23,15 +23,6 @@ LEASE = 1.5
 APP = ("--app", "behaviours:app", "--in-process")
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-    """The first true value of `condition`, which other processes make true."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s"
-        time.sleep(0.02)
-    return value
-
-
 @pytest.fixture
 def fleet_of() -> Iterator[Callable[[Any], dict[str, pb.FleetReplica]]]:
     """Reads a live scheduler's fleet, by replica."""
@@ -55,7 +46,7 @@ def echo(client: Any) -> None:
 
 
 def test_a_replica_is_known_while_it_lives_and_gone_when_it_has_stopped(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     to = ("--scheduler", scheduler.address)
@@ -72,7 +63,7 @@ def test_a_replica_is_known_while_it_lives_and_gone_when_it_has_stopped(
 
 
 def test_a_scheduler_that_is_killed_costs_no_direct_request_and_finds_its_replicas_again(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -91,7 +82,7 @@ def test_a_scheduler_that_is_killed_costs_no_direct_request_and_finds_its_replic
 
 
 def test_a_replica_that_is_killed_is_suspect_at_once_and_its_id_free_after_the_lease(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     options = (*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -108,7 +99,7 @@ def test_a_replica_that_is_killed_is_suspect_at_once_and_its_id_free_after_the_l
 
 
 def test_a_replica_that_is_stopped_is_out_after_its_lease_and_joins_anew_when_it_goes_on(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -127,7 +118,7 @@ def test_a_replica_that_is_stopped_is_out_after_its_lease_and_joins_anew_when_it
 
 
 def test_a_replica_that_is_stopped_for_less_than_its_lease_keeps_its_epoch(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -142,7 +133,7 @@ def test_a_replica_that_is_stopped_for_less_than_its_lease_keeps_its_epoch(
 
 
 def test_a_stopped_scheduler_costs_no_direct_request(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -161,7 +152,7 @@ def test_a_stopped_scheduler_costs_no_direct_request(
 
 
 def test_a_scheduler_that_was_stopped_for_longer_than_a_lease_ends_none(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     ids = ("a", "b")
@@ -183,7 +174,7 @@ def test_a_scheduler_that_was_stopped_for_longer_than_a_lease_ends_none(
 
 
 def test_a_capability_that_is_unloaded_is_not_offered_any_more(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, connect: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(*APP, "--scheduler", scheduler.address, "--replica-id", "a")
@@ -214,7 +205,7 @@ def run(*arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[str
 
 
 def test_anyserve_fleet_shows_replicas_and_what_they_offer(
-    start_scheduler: Any, start_replica: Any, fleet_of: Any
+    start_scheduler: Any, start_replica: Any, fleet_of: Any, eventually: Any
 ) -> None:
     scheduler = start_scheduler()
     options = ("--scheduler", scheduler.address, "--replica-id", "a")
@@ -239,6 +230,7 @@ def test_the_fleet_is_told_how_many_tokens_a_second_come(
     fleet_of: Any,
     connect: Any,
     where: tuple[str, ...],
+    eventually: Any,
 ) -> None:
     scheduler = start_scheduler()
     replica = start_replica(

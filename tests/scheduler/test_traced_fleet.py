@@ -110,16 +110,9 @@ def record(output: Path, address: str, meanwhile: Callable[[], Any]) -> Shown:
     return shown(output)
 
 
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def fleet_of(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], eventually: Any
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """Starts a scheduler, and a replica for each app that is named; they know one another."""
 
@@ -136,7 +129,7 @@ def fleet_of(
 
 
 def test_a_trace_follows_a_request_that_is_handed_back_through_all_processes(
-    fleet_of: Any, connect: Any, tmp_path: Path
+    fleet_of: Any, connect: Any, tmp_path: Path, eventually: Any
 ) -> None:
     twins = ("--app", "twins:app")
     scheduler, replicas = fleet_of(*SLOW, a=twins, b=twins)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,19 +30,15 @@ def tensor(name: str, array: Any, binary: bool = True) -> Any:
     return found
 
 
-def asked(address: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    """The status and the JSON of an answer."""
-    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(f"http://{address}{path}", data, named)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            text = answer.read()
-            return answer.status, json.loads(text) if text else None
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read()
-            return error.code, json.loads(text) if text else None
+@pytest.fixture(scope="session")
+def asked(ask_http: Any) -> Callable[..., tuple[int, Any]]:
+    """As `ask_http`, for answers in JSON."""
+
+    def ask(*request: Any, **headers: str) -> tuple[int, Any]:
+        status, text = ask_http(*request, **headers)
+        return status, json.loads(text) if text else None
+
+    return ask
 
 
 # tritonclient.
@@ -193,14 +187,16 @@ def test_tensors_lie_in_the_clients_memory(client: Any) -> None:
     ],
 )
 def test_what_is_wrong_is_said_with_its_status(
-    http_replica: Any, path: str, body: Any, status: int, word: str
+    http_replica: Any, path: str, body: Any, status: int, word: str, asked: Any
 ) -> None:
     found, answer = asked(http_replica.http, path, body)
     assert found == status
     assert word in answer["error"]
 
 
-def test_a_decoupled_model_answers_where_it_gives_one_response(http_replica: Any) -> None:
+def test_a_decoupled_model_answers_where_it_gives_one_response(
+    http_replica: Any, asked: Any
+) -> None:
     def once(values: list[int]) -> tuple[int, Any]:
         shape = [len(values)]
         inputs = [{"name": "IN", "datatype": "INT32", "shape": shape, "data": values}]
@@ -212,7 +208,7 @@ def test_a_decoupled_model_answers_where_it_gives_one_response(http_replica: Any
     assert once([])[0] == 501
 
 
-def test_needs_and_deadlines_come_by_headers(http_replica: Any) -> None:
+def test_needs_and_deadlines_come_by_headers(http_replica: Any, asked: Any) -> None:
     inputs = [{"name": "seconds", "datatype": "FP32", "shape": [1], "data": [5.0]}]
     began = time.monotonic()
     status, answer = asked(
@@ -229,7 +225,7 @@ def test_needs_and_deadlines_come_by_headers(http_replica: Any) -> None:
     assert (status, "model=adder" in answer["error"]) == (404, True)
 
 
-def test_generate_gives_flat_json(http_replica: Any) -> None:
+def test_generate_gives_flat_json(http_replica: Any, asked: Any) -> None:
     status, answer = asked(
         http_replica.http, "/v2/models/repeat/generate", {"IN": 7, "pause": 0.0, "id": "a"}
     )
@@ -263,7 +259,7 @@ def test_generate_stream_gives_an_event_for_each_response(http_replica: Any) -> 
 
 @pytest.mark.parametrize("first", [False, True])
 def test_a_client_that_goes_ends_the_handler(
-    http_replica: Any, tmp_path: Path, first: bool
+    http_replica: Any, tmp_path: Path, first: bool, eventually: Any
 ) -> None:
     file = tmp_path / "runs"
     body = {"file": str(file), **({"first": 1} if first else {})}
@@ -272,27 +268,22 @@ def test_a_client_that_goes_ends_the_handler(
     if first:
         with connection.getresponse() as answer:
             assert answer.readline().startswith(b"data: ")
-            until(file.exists)
+            eventually(file.exists)
             connection.close()
     else:
-        until(file.exists)
+        eventually(file.exists)
         connection.close()
-    until(lambda: not file.exists())
+    eventually(lambda: not file.exists())
 
 
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_client_that_reads_slowly_holds_the_handler(http_replica: Any, tmp_path: Path) -> None:
+def test_a_client_that_reads_slowly_holds_the_handler(
+    http_replica: Any, tmp_path: Path, eventually: Any
+) -> None:
     file = tmp_path / "given"
     connection = HTTPConnection(http_replica.http, timeout=20)
     body = json.dumps({"file": str(file), "size": 200_000})
     connection.request("POST", "/v2/models/flood/generate_stream", body)
-    until(lambda: file.exists() and file.read_text())
+    eventually(lambda: file.exists() and file.read_text())
     last = ""
     while (given := file.read_text()) != last:
         last = given
@@ -301,7 +292,9 @@ def test_a_client_that_reads_slowly_holds_the_handler(http_replica: Any, tmp_pat
     connection.close()
 
 
-def test_what_is_in_flight_when_it_drains_is_answered(start_replica: Any) -> None:
+def test_what_is_in_flight_when_it_drains_is_answered(
+    start_replica: Any, eventually: Any, asked: Any
+) -> None:
     live = start_replica("--app", "behaviours:app", "--http", "0")
     connection = HTTPConnection(live.http, timeout=20)
     body = json.dumps({"IN": [1, 2], "pause": 6})
@@ -309,7 +302,7 @@ def test_what_is_in_flight_when_it_drains_is_answered(start_replica: Any) -> Non
     with connection.getresponse() as answer:
         first = answer.readline() + answer.readline()
         live.process.terminate()
-        until(lambda: asked(live.http, "/ready")[0] == 503)
+        eventually(lambda: asked(live.http, "/ready")[0] == 503)
         status, refused = asked(live.http, "/v2/models/echo/infer", {"inputs": []})
         assert (status, "draining" in refused["error"]) == (503, True)
         assert [event["OUT"] for event in events(first + answer.read())] == [1, 2]
@@ -319,7 +312,7 @@ def test_what_is_in_flight_when_it_drains_is_answered(start_replica: Any) -> Non
     assert live.process.wait(10) == 0
 
 
-def test_a_body_that_inflates_too_much_is_refused(http_replica: Any) -> None:
+def test_a_body_that_inflates_too_much_is_refused(http_replica: Any, asked: Any) -> None:
     bomb = gzip.compress(b" " * (40 << 20))
     status, answer = asked(
         http_replica.http, "/v2/models/echo/infer", bomb, content_encoding="gzip"

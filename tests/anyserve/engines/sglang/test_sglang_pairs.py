@@ -31,13 +31,6 @@ DECODE = {"disaggregation_mode": "decode"}
 ROOM = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for what other processes make true."""
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
-
-
 @attrs.define(eq=False)
 class Fleet:
     """A scheduler here, replicas in processes, and the scripted servers that they attach to."""
@@ -45,6 +38,7 @@ class Fleet:
     scheduler: Scheduler
     start_replica: Callable[..., Any]
     serve: Callable[..., Awaitable[Any]]
+    eventually_here: Callable[..., Awaitable[Any]]
     live: dict[str, Any] = attrs.field(factory=dict)
 
     @property
@@ -62,7 +56,7 @@ class Fleet:
         start = partial(self.start_replica, "--app", app, *known)
         self.live[id] = await trio.to_thread.run_sync(start)
         if not alone:
-            await until(lambda: self.scheduler.links.get(id) is not None)
+            await self.eventually_here(lambda: self.scheduler.links.get(id) is not None)
         return self.live[id]
 
     async def pair(self) -> tuple[Any, Any]:
@@ -81,12 +75,12 @@ class Fleet:
 
 
 @pytest.fixture
-async def fleet(start_replica: Any, serve: Any) -> AsyncIterator[Fleet]:
+async def fleet(start_replica: Any, serve: Any, eventually_here: Any) -> AsyncIterator[Fleet]:
     terms = LeaseTerms(lease=100, interval=50)
     http = HttpConfig("127.0.0.1", 0)
     scheduler = Scheduler(SchedulerConfig(port=0, terms=terms, http=http))
     async with scheduler.running():
-        fleet = Fleet(scheduler, start_replica, serve)
+        fleet = Fleet(scheduler, start_replica, serve, eventually_here)
         yield fleet
         assert scheduler.ways.in_flight == 0
         assert fleet.sent == {}
@@ -161,7 +155,9 @@ async def test_openais_api_lists_the_model_once_and_asks_the_pair(fleet: Fleet) 
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_client_that_goes_has_both_engines_give_up(fleet: Fleet, begun: bool) -> None:
+async def test_a_client_that_goes_has_both_engines_give_up(
+    fleet: Fleet, begun: bool, eventually_here: Any
+) -> None:
     prefill, decode = await fleet.pair()
     pieces: list[str] = []
 
@@ -175,7 +171,7 @@ async def test_a_client_that_goes_has_both_engines_give_up(fleet: Fleet, begun: 
         nursery.start_soon(say, fleet.door, pieces)
         await prefill.until_asked("/generate")
         await decode.until_asked("/generate")
-        await until(lambda: pieces == ["On"] * begun)
+        await eventually_here(lambda: pieces == ["On"] * begun)
         assert fleet.sent == {"p": 1, "d": 1}
         nursery.cancel_scope.cancel()
     for server in (prefill, decode):
@@ -183,13 +179,15 @@ async def test_a_client_that_goes_has_both_engines_give_up(fleet: Fleet, begun: 
             await server.until_aborted(server.bodies("/generate")[0]["rid"])
 
 
-async def test_a_prefill_half_that_is_done_is_free_while_the_text_goes_on(fleet: Fleet) -> None:
+async def test_a_prefill_half_that_is_done_is_free_while_the_text_goes_on(
+    fleet: Fleet, eventually_here: Any
+) -> None:
     _, decode = await fleet.pair()
     decode.generate = decode.gives_up
     pieces: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(say, fleet.door, pieces)
-        await until(lambda: fleet.sent == {"d": 1} and pieces)
+        await eventually_here(lambda: fleet.sent == {"d": 1} and pieces)
         nursery.cancel_scope.cancel()
     with trio.fail_after(10):
         await decode.until_aborted(decode.bodies("/generate")[0]["rid"])
@@ -244,7 +242,7 @@ async def test_a_half_that_is_killed_ends_its_request_at_the_other(
 
 
 async def test_a_text_whose_decode_half_is_killed_goes_on_at_another_pair(
-    fleet: Fleet, tmp_path: Path
+    fleet: Fleet, tmp_path: Path, eventually_here: Any
 ) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
     prefill, first, second = (
@@ -258,7 +256,7 @@ async def test_a_text_whose_decode_half_is_killed_goes_on_at_another_pair(
     pieces: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(say, fleet.door, pieces)
-        await until(lambda: pieces)
+        await eventually_here(lambda: pieces)
         await fleet.start("e", second, tokenizer=tmp_path)
         os.kill(fleet.live["d"].process.pid, signal.SIGKILL)
     assert pieces == ["On", "Hel", "lo!"]
