@@ -505,6 +505,50 @@ async def test_a_stream_that_is_too_long_to_be_kept_ends(desk: Desk) -> None:
     assert len(desk.messages) == 6
 
 
+LARGE = encode_request("decode", {"text_input": "x" * resuming.KEPT_LIMIT}, {}, "mine")
+"""A request with more bytes than are kept."""
+
+
+async def test_a_request_that_is_not_kept_stays_whole_until_it_is_answered(desk: Desk) -> None:
+    for free in (resuming.ROOM, len(LARGE) - 1):
+        request = incoming(MODEL_STREAM_INFER, LARGE, scan(LARGE), (), math.inf, desk.ways.links)
+        room = resuming.Room(free)
+        kept = resuming.Kept(request, b"", room)
+        assert room.free == free
+        assert request.body == LARGE
+        assert kept.take([piece(1)]) == [piece(1)]
+        assert request.body == b""
+        with pytest.raises(Unavailable, match=r"go on elsewhere: .* more than"):
+            kept.go_on(request.need, OfferView(request.need, Load(0, 0, 1, 0.0), 8, True))
+        kept.drop()
+        assert room.free == free
+
+
+async def test_what_is_too_large_to_be_kept_is_sent_whole_wherever_it_goes(desk: Desk) -> None:
+    desk.start(LARGE)
+    desk.call.end(NOT_TAKEN)
+    desk.call.hand_back()
+    assert desk.asked == "abc"
+    assert all(call.body.startswith(LARGE) for call in desk.calls)
+    assert desk.ways.room == resuming.Room()
+    desk.call.answer(piece(1))
+    desk.call.end()
+    assert (desk.ids, desk.ends) == ([1], [None])
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_what_is_too_large_to_be_kept_ends_with_its_replica(
+    desk: Desk, answered: bool
+) -> None:
+    desk.start(LARGE)
+    if answered:
+        desk.call.answer(piece(1))
+    desk.call.end(LOST)
+    assert isinstance(desk.error, Unavailable)
+    assert desk.error.message == f"{LOST.message}; it can't go on elsewhere: it is more than 4 MiB"
+    assert desk.asked == "a"
+
+
 async def test_all_streams_have_so_much_room_and_no_more(desk: Desk) -> None:
     desk.ways.room.free = 1000
     desk.start()
