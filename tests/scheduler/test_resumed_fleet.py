@@ -305,3 +305,49 @@ async def test_by_openais_api_a_second_loss_is_an_error_of_the_stream(fleet: Fle
     told = await trio.to_thread.run_sync(chat, fleet, "scripted", messages)
     assert (told.text, told.ends) == ("xy", [])
     assert "as the script says; then" in told.error
+
+
+def streamed(fleet: Fleet, chats: bool, own: Any, at_two: Callable[[], Any]) -> tuple[str, Any]:
+    """What a scripted stream says, and the error that it ends with; something happens at two."""
+    script = json.dumps({"pieces": list("abcdefghi"), "pause": 0.2})
+    told = ""
+    url = f"http://{fleet.scheduler.http_address}/v1"
+    with OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        terms: Any = {"model": "scripted", "stream": True, "max_tokens": 9, "extra_body": own}
+        if chats:
+            messages = [{"role": "user", "content": script}]
+            chunks: Any = client.chat.completions.create(messages=messages, **terms)
+        else:
+            chunks = client.completions.create(prompt=script, **terms)
+        try:
+            for chunk in chunks:
+                (choice,) = chunk.choices
+                told += (choice.delta.content or "") if chats else choice.text
+                if told == "ab":
+                    at_two()
+        except openai.APIError as error:
+            return told, error.body
+    return told, None
+
+
+@pytest.mark.parametrize("chats", [True, False], ids=["chat", "completion"])
+async def test_by_openais_api_a_stream_goes_on_unless_it_opts_out(
+    fleet: Fleet, chats: bool
+) -> None:
+    live = await fleet.start("a", *SCRIPTED)
+    replaced: list[Any] = []
+
+    async def replace() -> None:
+        replaced.append(await fleet.replace(live, "b", *SCRIPTED))
+
+    at_two = partial(trio.from_thread.run, replace)
+    told, error = await trio.to_thread.run_sync(streamed, fleet, chats, {"resume": True}, at_two)
+    assert (told, error, fleet.resumed) == ("abcdefghi", None, 1)
+    (live,) = replaced
+    at_two = partial(trio.from_thread.run, fleet.replace, live, "c", *SCRIPTED)
+    told, error = await trio.to_thread.run_sync(streamed, fleet, chats, {"resume": False}, at_two)
+    assert (told[:2], told == "abcdefghi") == ("ab", False)
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "server_error"
+    assert "lost" in error["message"]
+    assert fleet.resumed == 1

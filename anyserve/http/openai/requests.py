@@ -16,6 +16,8 @@ from anyserve.http.openai.schemas import ChatRequest, CompletionRequest, Respons
 
 SESSION = "session"
 """The request parameter by which routing keeps requests together."""
+RESUME = "resume"
+"""The one by which a request says that it must not go on at another replica."""
 _DEFAULT_TEMPERATURE = 1.0
 """OpenAI's; the engines' own is 0."""
 _DEFAULT_TOKENS = 16
@@ -116,8 +118,12 @@ def _body(
         b"\1" if request.stream else b"\0",
     ]
     names = (*inputs, "sampling_parameters", "stream")
-    session = request.prompt_cache_key
-    own = encode_response_head("", "", identity, {SESSION: session} if session else {}, ())
+    parameters: dict[str, Attribute] = {}
+    if request.prompt_cache_key:
+        parameters[SESSION] = request.prompt_cache_key
+    if request.resume is False:
+        parameters[RESUME] = False
+    own = encode_response_head("", "", identity, parameters, ())
     counted = not request.stream or request.include_usage
     return join_request(_head(target.capability, target.attributes, names, 1, counted) + own, raw)
 

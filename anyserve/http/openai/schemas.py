@@ -3,7 +3,8 @@
 Fields that OpenAI has and that change nothing here (`user`, `store`, `service_tier`, ...) are
 passed over like any other unknown one. What would change the answer, and can't be done, is refused:
 `REFUSED` has it. Most ranges are for the engine to check. Source: OpenAI's API reference, Chat
-Completions, Completions and Embeddings; the parameters after `seed` are vLLM's and SGLang's.
+Completions, Completions and Embeddings; the parameters after `seed` are vLLM's and SGLang's, and
+`resume` is AnyServe's own.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class TextRequest(msgspec.Struct):
     response_format: ResponseFormat | None = None
     prompt_cache_key: str | None = None
     """Requests of one key go to one replica where that can be."""
+    resume: bool | None = None
+    """False where a text must not go on at another replica."""
     seed: int | None = None
     top_k: int | None = None
     min_p: float | None = None
