@@ -9,14 +9,18 @@ __all__ = ["ResponseReader"]
 
 _OUTPUT, _NAME = 0x2A, 0x0A
 _RAW = RAW_OUTPUT_TAG[0]
+_NONE = b"\0"
+"""What no message begins with."""
 
 
 class ResponseReader:
     """Reads responses one by one: what they have in common is looked at once."""
 
     def __init__(self) -> None:
-        self._head = b"\0"
-        """The last response without its raw contents."""
+        self._head = _NONE
+        """What stands before the raw contents of the last response."""
+        self._tail = b""
+        """What stands behind them."""
         self._names: tuple[str, ...] = ()
         """Its outputs."""
 
@@ -24,8 +28,8 @@ class ResponseReader:
         """The raw contents of the outputs by name; raises `WireError` for no such response."""
         data = bytes(message)
         contents = None
-        if data.startswith(self._head):
-            contents = _contents(data, len(self._head))
+        if data.startswith(self._head) and data.endswith(self._tail):
+            contents = _contents(data, len(self._head), len(data) - len(self._tail))
         if contents is None:
             contents = self._learn(data)
         if len(contents) != len(self._names):
@@ -35,33 +39,34 @@ class ResponseReader:
     def _learn(self, data: bytes) -> list[bytes]:
         """Read a head that is another; the raw contents of its message."""
         names: list[str] = []
-        head: list[bytes] = []
         contents: list[bytes] = []
-        end = 0
+        head = tail = end = 0
+        apart = False
         for tag, first, last in fields(data, 0, len(data)):
             if tag == _RAW:
+                apart = apart or (bool(contents) and tail != end)
                 contents.append(data[first:last])
-            else:
-                head.append(data[end:last])
-                if tag == _OUTPUT:
-                    names.append(_name(data, first, last))
+                tail = last
+            elif tag == _OUTPUT:
+                names.append(_name(data, first, last))
             end = last
-        self._head, self._names = b"".join(head), tuple(names)
+            if not contents:
+                head = last
+        self._head = _NONE if apart else data[:head]
+        self._tail, self._names = data[max(head, tail) :], tuple(names)
         return contents
 
 
-def _contents(data: bytes, position: int) -> list[bytes] | None:
-    """The raw contents that follow one another from `position` to the end; None where more does."""
+def _contents(data: bytes, position: int, stop: int) -> list[bytes] | None:
+    """The raw contents that follow one another in `data[position:stop]`; None where more does."""
     contents = []
-    while position < len(data):
+    while position < stop:
         if data[position] != _RAW:
             return None
         size, first = read_varint(data, position + 1, len(data))
         position = first + size
-        if position > len(data):
-            raise WireError("a field reaches past the end")
         contents.append(data[first:position])
-    return contents
+    return contents if position == stop else None
 
 
 def _name(data: bytes, first: int, last: int) -> str:

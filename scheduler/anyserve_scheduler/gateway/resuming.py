@@ -20,7 +20,7 @@ from anyserve_protos.response_outputs import ResponseReader
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError, Unavailable
 from anyserve.replica.handback import MODEL_STREAM_INFER
-from anyserve.replica.stream_infer import IS_FINAL, IS_NOT_FINAL
+from anyserve.replica.stream_infer import IS_FINAL
 from anyserve.stream_errors import is_error, unwrapped
 from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView
@@ -201,7 +201,7 @@ def _token_ids(messages: Sequence[bytes]) -> list[int] | None:
     try:
         for message in messages:
             _, response = stream_content(message)
-            outputs = reader.outputs(bytes(response).removesuffix(IS_NOT_FINAL))
+            outputs = reader.outputs(response)
             content = outputs[TOKEN_IDS]
             unknown = unknown or (not content and outputs.get(TEXT, b"")[_LENGTH:] != b"")
             ids += struct.unpack(f"<{len(content) // _ID_BYTES}i", content)
