@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
-import trio
-
+from anyserve.burst import now
 from anyserve.capability import NEED_METADATA_PREFIX
 from anyserve.errors import InvalidArgument
 from anyserve.http.request import HttpRequest
@@ -14,6 +14,8 @@ from anyserve.transport.headers import TIMEOUT, decode_timeout
 
 _PASSED = ("x-", "traceparent", "tracestate", NEED_METADATA_PREFIX)
 _SUFFIX_OF_BYTES = "-bin"
+_SECONDS = "x-request-timeout"
+_NUMBER = re.compile(r"[0-9]{1,8}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 
 
 def passed(request: HttpRequest) -> Mapping[str, str]:
@@ -26,14 +28,29 @@ def passed(request: HttpRequest) -> Mapping[str, str]:
 
 
 def deadline(request: HttpRequest) -> float:
-    """On Trio's clock, by the header `grpc-timeout` (`5S`, `100m`); `inf` without one.
+    """When a request has to be answered, on Trio's clock: `inf` where it does not say.
 
-    Raises `InvalidArgument`.
+    It says so by `grpc-timeout` (`5S`, `100m`), by `X-Request-Timeout` (seconds: `5`, `0.1`), or by
+    both, of which the earlier counts. Raises `InvalidArgument` for a value that is neither.
     """
-    timeout = request.headers.get(TIMEOUT)
-    if timeout is None:
+    headers = request.headers
+    if TIMEOUT not in headers and _SECONDS not in headers:
         return math.inf
-    try:
-        return trio.current_time() + decode_timeout(timeout)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"header {error.message}") from None
+    left = math.inf
+    if (value := headers.get(TIMEOUT)) is not None:
+        try:
+            left = decode_timeout(value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"header {error.message}") from None
+    if (value := headers.get(_SECONDS)) is not None:
+        left = min(left, _seconds(value))
+    return now() + left
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value) if _NUMBER.fullmatch(value) else 0.0
+    if seconds == 0.0:
+        raise InvalidArgument(
+            f"header X-Request-Timeout {value[:40]!r} is no number of seconds over 0"
+        )
+    return seconds

@@ -9,12 +9,14 @@ from collections.abc import Callable
 import msgspec
 
 from anyserve.burst import now
+from anyserve.errors import InvalidArgument
+from anyserve.http import metadata
 from anyserve.http.backend import Backend
 from anyserve.http.exchange import Exchange
 from anyserve.http.openai.embeddings import Embeddings
-from anyserve.http.openai.errors import Refused, body_of, error_body
+from anyserve.http.openai.errors import Refused, body_of, error_body, refused
 from anyserve.http.openai.forms import ChatForm, CompletionForm, Form, Identity
-from anyserve.http.openai.generation import Generation, Streamed, Whole, deadline_of
+from anyserve.http.openai.generation import Generation, Streamed, Whole
 from anyserve.http.openai.models import Models
 from anyserve.http.openai.requests import chat_body, completion_body, embedding_body
 from anyserve.http.openai.schemas import (
@@ -99,7 +101,7 @@ class OpenAIDoor:
             embedding_body(target, request.texts, _request_id(exchange)),
             once=True,
             metadata=_metadata(exchange),
-            deadline=deadline_of(exchange, now()),
+            deadline=_deadline(exchange),
             answers=Embeddings(exchange, target, request),
         )
         if not exchange.over:
@@ -108,7 +110,7 @@ class OpenAIDoor:
     def _generate(
         self, exchange: Exchange, request: TextRequest, form: Form, bodies: list[bytes]
     ) -> None:
-        deadline = deadline_of(exchange, now())
+        deadline = _deadline(exchange)
         samples = request.n or 1
         generation: Generation
         if request.stream:
@@ -147,6 +149,13 @@ def _request_id(exchange: Exchange) -> str:
     """What the client calls its request, by the header `X-Request-Id`; empty where it does not."""
     identity = exchange.request.headers.get("x-request-id", "")
     return identity if len(identity) <= _MAX_ID else ""
+
+
+def _deadline(exchange: Exchange) -> float:
+    try:
+        return metadata.deadline(exchange.request)
+    except InvalidArgument as error:
+        raise refused(error) from None
 
 
 def _metadata(exchange: Exchange) -> dict[str, str]:

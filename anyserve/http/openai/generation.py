@@ -5,7 +5,6 @@ A task is not needed for it: whoever serves calls back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -227,20 +226,3 @@ class TokenCounts:
         if known:
             usage["prompt_tokens_details"] = {"cached_tokens": sum(known)}
         return usage
-
-
-def deadline_of(exchange: Exchange, now: float) -> float:
-    """When the answer has to be complete, by the header `X-Request-Timeout` (seconds).
-
-    Raises `Refused` for what is no number over 0.
-    """
-    value = exchange.request.headers.get("x-request-timeout")
-    if value is None:
-        return math.inf
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise Refused("the header X-Request-Timeout is a number of seconds over 0")
-    return now + seconds
