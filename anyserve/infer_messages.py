@@ -28,9 +28,11 @@ def request_parts(
     inputs: Mapping[str, OutputValue],
     values: Mapping[str, Attribute],
     request_id: str = "",
+    *,
+    version: str = "",
 ) -> tuple[bytes, list[Buffer]]:
     """The same without its raw contents, and those, as they lie in the inputs where they can."""
-    request = pb.ModelInferRequest(model_name=capability, id=request_id)
+    request = pb.ModelInferRequest(model_name=capability, model_version=version, id=request_id)
     request.parameters = parameters.encode_all(values)
     raw: list[Buffer] = []
     for name, value in inputs.items():

@@ -94,6 +94,7 @@ class Caller(Protocol):
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute],
+        version: str,
     ) -> Result: ...
 
     def stream(
@@ -101,6 +102,7 @@ class Caller(Protocol):
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute],
+        version: str,
     ) -> AsyncGenerator[Result, None]: ...
 
 
@@ -126,24 +128,31 @@ class Context:
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute] | None = None,
+        *,
+        version: str = "",
     ) -> Result:
         """Have another capability answer once: here, or else anywhere in the fleet.
 
+        version: that of the capability, a number as text; empty for any.
+
         Waits for the answer, for as long as this request has; its end, or cancelling this, ends
         what was called. Raises the `AnyServeError` that the other ended with, `NotFound` where
-        nobody offers the capability, `FailedPrecondition` where calls are nested too deep, and
-        `ResourceExhausted` where 64 calls of this request are open.
+        nobody offers the capability in that version, `FailedPrecondition` where calls are nested
+        too deep, `ResourceExhausted` where 64 calls of this request are open, and `InvalidArgument`
+        for a version that is none.
         """
-        return await self._caller().call(capability, inputs, parameters or {})
+        return await self._caller().call(capability, inputs, parameters or {}, version)
 
     def stream(
         self,
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute] | None = None,
+        *,
+        version: str = "",
     ) -> AsyncGenerator[Result, None]:
         """The same for any number of responses, as they come; use it with `aclosing`."""
-        return self._caller().stream(capability, inputs, parameters or {})
+        return self._caller().stream(capability, inputs, parameters or {}, version)
 
     def _caller(self) -> Caller:
         if self.caller is None:

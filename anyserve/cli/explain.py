@@ -40,6 +40,9 @@ def add_command(commands: Any) -> None:
         help="what else is needed, as model=smollm2",
     )
     parser.add_argument(
+        "--version", default="", metavar="NUMBER", help="that of the capability (any)"
+    )
+    parser.add_argument(
         "--within", type=seconds, default=0.0, metavar="SECONDS", help="the deadline (none)"
     )
     parser.add_argument("--session", default="", help="as the request parameter `session`")
@@ -60,6 +63,7 @@ async def _ask(options: argparse.Namespace) -> pb.ExplainReply:
         attributes=attribute_messages(dict(options.attributes)),
         budget_seconds=options.within,
         session=options.session,
+        version=options.version,
     )
     with trio.move_on_after(_ANSWER_TIMEOUT):
         async with open_channel(options.address) as channel:

@@ -89,9 +89,11 @@ class HandlerCalls:
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute],
+        version: str,
     ) -> Result:
         """See `Context.call`."""
-        async with aclosing(self._run(capability, inputs, parameters, once=True)) as responses:
+        running = self._run(capability, inputs, parameters, version, once=True)
+        async with aclosing(running) as responses:
             results = [result async for result in responses]
         if len(results) != 1:
             raise Unimplemented(f"{capability!r} gave {len(results)} responses: use stream")
@@ -102,15 +104,17 @@ class HandlerCalls:
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute],
+        version: str,
     ) -> AsyncGenerator[Result, None]:
         """See `Context.stream`."""
-        return self._run(capability, inputs, parameters, once=False)
+        return self._run(capability, inputs, parameters, version, once=False)
 
     async def _run(
         self,
         capability: str,
         inputs: Mapping[str, OutputValue],
         parameters: Mapping[str, Attribute],
+        version: str,
         *,
         once: bool,
     ) -> AsyncGenerator[Result, None]:
@@ -121,7 +125,9 @@ class HandlerCalls:
         from anyserve.infer_messages import decode_response, request_parts
 
         answered = Answered()
-        head, raw = request_parts(capability, inputs, parameters, self._request_id)
+        head, raw = request_parts(
+            *(capability, inputs, parameters, self._request_id), version=version
+        )
         called = self._begin(head, raw, once, answered)
         self._open.add(called)
         taken = 0

@@ -110,7 +110,7 @@ class SchedulerService:
     async def explain(self, stream: ServerStream) -> None:
         """Where a request would go, and why; raises `InvalidArgument` for a need that can't be."""
         request: pb.ExplainRequest = await stream.recv_message()
-        need = Capability(request.name, attributes_of(request.attributes))
+        need = Capability(request.name, attributes_of(request.attributes), request.version)
         hints = Hints(
             budget=_budget(request.budget_seconds),
             session=session_key(request.session) if request.session else None,

@@ -15,6 +15,7 @@ from anyserve.client import Client, open_client
 from anyserve.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -91,6 +92,17 @@ async def test_the_error_of_what_was_called_is_the_error_of_the_call(client: Any
 async def test_what_nobody_offers_is_not_found(client: Any) -> None:
     with pytest.raises(NotFound, match="nothing_like_it"):
         await client.infer("relay", {"x": [1]}, {"to": "nothing_like_it"})
+
+
+@pytest.mark.parametrize("way", ["relay", "relay_stream"])
+async def test_a_call_may_name_a_version(client: Any, way: str) -> None:
+    for asked in ("", "2"):
+        answer = await client.infer(way, {}, {"to": "aged", "version": asked})
+        assert answer["version"].tolist() == [b"2"]
+    with pytest.raises(NotFound, match="version 1"):
+        await client.infer(way, {}, {"to": "aged", "version": "1"})
+    with pytest.raises(InvalidArgument, match="version 'second'"):
+        await client.infer(way, {}, {"to": "aged", "version": "second"})
 
 
 async def test_several_responses_to_a_call_are_refused(client: Any) -> None:

@@ -20,9 +20,25 @@ events: list[str] = []
 async def relay(request: Request, context: Context) -> Response:
     """Call the capability named by the parameter `to`, with the same inputs."""
     parameters: dict[str, Any] = dict(request.parameters)
-    answer = await context.call(parameters.pop("to"), request.inputs, parameters)
+    to, version = parameters.pop("to"), parameters.pop("version", "")
+    answer = await context.call(to, request.inputs, parameters, version=version)
     ids = {"callers_id": context.request_id}
     return Response(outputs=answer.outputs, parameters={**answer.parameters, **ids})
+
+
+@app.capability("relay_stream")
+async def relay_stream(request: Request, context: Context) -> AsyncIterator[Response]:
+    """The same for any number of responses."""
+    parameters: dict[str, Any] = dict(request.parameters)
+    to, version = parameters.pop("to"), parameters.pop("version", "")
+    async with aclosing(context.stream(to, request.inputs, version=version)) as responses:
+        async for response in responses:
+            yield Response(outputs=response.outputs)
+
+
+@app.capability("aged", version="2")
+async def aged(request: Request, context: Context) -> Response:
+    return Response(outputs={"version": ["2"]})
 
 
 @app.capability("blocking")

@@ -10,7 +10,11 @@ import pytest
 import trio
 from anyserve_protos.anyserve import v1 as pb
 
+from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument
+from anyserve.load import Load
+from anyserve.offers import Offer
+from anyserve.replica.reports import Standing
 
 EXPLAIN = "/anyserve.v1.Scheduler/Explain"
 
@@ -28,6 +32,23 @@ async def test_a_need_that_a_replica_serves_names_it_and_why(desk, join, autojum
     assert (reply.replica_id, reply.capability) == ("one", "decode.heavy version 1")
     assert reply.reasons[0].startswith("decode goes to one for decode.heavy version 1: ")
     assert json.loads(reply.json)["outcome"]["replica"] == "one"
+
+
+async def test_a_need_may_have_a_version(desk, join, autojump_clock) -> None:
+    for id, version in (("one", "1"), ("two", "2")):
+        capability = Capability("decode", {}, version)
+        standing = Standing({"decode": Offer(capability)}, {"decode": Load(0, 0, 4, 0.0)}, False)
+        join(id, "decode").standing = standing
+    await trio.sleep(1)
+
+    for id, version in (("one", "1"), ("two", "2")):
+        reply = await explained(desk, name="decode", version=version)
+        assert (reply.replica_id, reply.capability) == (id, f"decode version {version}")
+        assert reply.reasons[0].startswith(f"decode version {version} goes to {id} ")
+    reply = await explained(desk, name="decode", version="3")
+    assert (reply.replica_id, "version 3" in reply.reasons[0]) == ("", True)
+    with pytest.raises(InvalidArgument, match="version 'newest'"):
+        await explained(desk, name="decode", version="newest")
 
 
 async def test_a_need_that_nothing_serves_says_what_there_is(desk, join, autojump_clock) -> None:
@@ -68,6 +89,11 @@ def test_the_command_prints_where_a_request_would_go_and_ends_with_1_where_nowhe
 
     assert done.returncode == 1
     assert done.stdout.startswith("decode[max_context=4096] goes nowhere (NOT_FOUND): ")
+
+    done = run_explain(scheduler.address, "decode", "--version", "7")
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("decode version 7 goes nowhere (NOT_FOUND): ")
 
 
 def test_the_command_refuses_what_is_no_attribute() -> None:

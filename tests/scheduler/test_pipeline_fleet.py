@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
+from tritonclient.grpc import InferenceServerClient
 
 from anyserve.capability import Capability
 from anyserve.client import Result, open_client
@@ -43,6 +45,24 @@ def test_a_pipeline_runs_over_two_replicas_asked_by_either_door(
     for address in (front.address, scheduler.address):
         summary = described(address)["summary"][0]
         assert summary == b"the 2, cat 1, saw 1, dog 1"
+
+
+def test_a_handler_calls_the_version_that_it_names_wherever_that_is(
+    start_scheduler: Any, start_replica: Any, settled: Any, eventually: Any
+) -> None:
+    scheduler = start_scheduler()
+    to = ("--scheduler", scheduler.address, "--replica-id")
+    a = start_replica("--app", "callers:app", "--app", "variants:first", *to, "a")
+    start_replica("--app", "variants:second", "--in-process", *to, "b")
+    with InferenceServerClient(scheduler.address) as client:
+        eventually(lambda: client.is_model_ready("relay") and client.is_model_ready("right"))
+    settled(scheduler.address)
+    inputs = {"x": np.zeros((1, 2), np.int32)}
+    for version in "123":
+        found = trio.run(ask, a.address, "relay", inputs, {"to": "item", "version": version})
+        assert found["version"].tolist() == [version.encode()]
+    with pytest.raises(NotFound, match="version 4"):
+        trio.run(ask, a.address, "relay", inputs, {"to": "item", "version": "4"})
 
 
 def test_the_depth_of_calls_is_counted_where_a_client_gives_it() -> None:

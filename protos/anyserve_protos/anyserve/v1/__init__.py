@@ -134,6 +134,11 @@ class ExplainRequest(betterproto2.Message):
     What keeps requests together; empty for none.
     """
 
+    version: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Empty for any.
+    """
+
 
 default_message_pool.register_message("anyserve.v1", "ExplainRequest", ExplainRequest)
 
