@@ -200,7 +200,7 @@ async def test_killed_before_it_said_anything_a_request_begins_anew(
     responses: list[Result] = []
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(collect, script(fleet.door, pieces=["x", "y"], pause=0.5), responses)
+        nursery.start_soon(collect, script(fleet.door, pieces=["x", "y"], pause=1.5), responses)
         await eventually_here(lambda: fleet.scheduler.ways.in_flight)
         await fleet.replace(live, "b", *SCRIPTED)
     assert text(responses) == "xy"
