@@ -19,9 +19,8 @@ def _echo(exchange: Exchange) -> None:
     exchange.respond(200, exchange.request.body)
 
 
-async def _main() -> None:
-    routes = Routes(Access())
-    routes.add("POST", "/echo", _echo)
+async def serve(routes: Routes) -> None:
+    """Serve on a free port, and say which; until cancelled."""
     server = HttpServer(routes, TcpAddress("127.0.0.1", 0), HttpLimits())
     root = Supervisor([ChildSpec("http", lambda: server)], Policy(max_restarts=0))
     async with Tree("benchmark", root).running():
@@ -32,4 +31,6 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_main)
+    routes = Routes(Access())
+    routes.add("POST", "/echo", _echo)
+    trio.run(serve, routes)

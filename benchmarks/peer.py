@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ import attrs
 from benchmarks import proc, servers
 from benchmarks.errors import CannotMeasure
 from benchmarks.messages import check_echo, echo_request
+from benchmarks.ports import free_port
 from benchmarks.servers import Server
 
 _INSTALL_TIMEOUT = 600.0
@@ -37,8 +37,8 @@ class Peer:
     module: str
     streams: bool = True
     """Whether it serves the streams too."""
-    check: Callable[[str], None] = _check_grpc
-    """Raises `CannotMeasure` where what is at an address does not echo."""
+    check: Callable[[str], object] = _check_grpc
+    """Raises `CannotMeasure` where what is at an address does not answer as it should."""
 
     @property
     def name(self) -> str:
@@ -49,12 +49,15 @@ class Peer:
         return f"{self.title} {version}"
 
     @contextmanager
-    def running(self) -> Iterator[Server]:
-        """The server, once it answers; raises `CannotMeasure` where it can't be had here."""
+    def running(self, *options: str) -> Iterator[Server]:
+        """The server, once it answers; raises `CannotMeasure` where it can't be had here.
+
+        options: further arguments of its script.
+        """
         python = self._environment()
-        port = _free_port()
+        port = free_port()
         address = f"127.0.0.1:{port}"
-        arguments = ("-m", f"benchmarks.peers.{self.module}", str(port))
+        arguments = ("-m", f"benchmarks.peers.{self.module}", str(port), *options)
         with (
             tempfile.TemporaryFile("w+") as log,
             servers.child(*arguments, python=python, log=log) as process,
@@ -95,15 +98,8 @@ def _uv(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def _wait_ready(process: subprocess.Popen[str], check: Callable[[], None]) -> None:
-    """Until it echoes: that its port is open says nothing of its models."""
+def _wait_ready(process: subprocess.Popen[str], check: Callable[[], object]) -> None:
+    """Until it answers: that its port is open says nothing of its models."""
     until = time.monotonic() + _START_TIMEOUT
     while process.poll() is None:
         try:

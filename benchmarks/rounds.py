@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from benchmarks import h2load
-from benchmarks.h2load import Figures, Load
+from benchmarks.h2load import Figures, Load, Post
 from benchmarks.servers import Server
 from benchmarks.tables import number, table
 
@@ -23,7 +23,7 @@ class Case:
     what: str
     """The load in words."""
     server: Server
-    load: Load
+    load: Load | Post
     reply_size: int
     baseline: str | None = None
     """`what` of the case on another server that this one is compared with; None: its own."""

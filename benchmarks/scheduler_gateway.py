@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from benchmarks import h2load, servers
 from benchmarks.echo import FLOATS, echo_size
-from benchmarks.errors import CannotMeasure
 from benchmarks.h2load import Load
 from benchmarks.messages import call, echo_request
 from benchmarks.prepared import INFER, MESSAGES
@@ -23,7 +23,6 @@ ROUNDS = 3
 CALLS = {1: 1_000, 64: 4_000}
 """Calls of a round, by how many are in flight."""
 STREAMS = {"back to back": 64, "5 ms, in step": 32, "5 ms, each alone": 32}
-_JOIN_TIMEOUT = 10.0
 
 
 def run(rounds: int = ROUNDS) -> None:
@@ -31,7 +30,7 @@ def run(rounds: int = ROUNDS) -> None:
     h2load.check_installed()
     request = echo_request(FLOATS)
     with front_door(*servers.ECHO) as door, servers.grpc_aio() as other:
-        await_echo(door, request)
+        servers.await_answer(partial(call, door.address, INFER, request))
         cases = [
             Case(f"{in_flight} in flight", server, Load(request, in_flight, calls), size)
             for in_flight, calls in CALLS.items()
@@ -46,20 +45,6 @@ def run(rounds: int = ROUNDS) -> None:
         ]
         print_table(measure(cases, rounds), baseline=other, unit="message")
     print(f"A stream is {MESSAGES} messages.")
-
-
-def await_echo(door: Server, request: bytes) -> None:
-    """Wait until the scheduler knows the replica."""
-    deadline = time.monotonic() + _JOIN_TIMEOUT
-    while True:
-        try:
-            call(door.address, INFER, request)
-        except CannotMeasure:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -26,8 +27,10 @@ ECHO = ("--app", "examples.echo:app")
 WORK = ("--app", "benchmarks.work_app:app")
 """Options of a replica with one worker."""
 
+_HTTP = re.compile(r"^HTTP on (\S+:\d+)$")
 _READY = re.compile(r"^(?:ready\b|anyserve \S+: scheduler ready).* on (\S+:\d+)$")
 _EXIT_TIMEOUT = 30.0
+_ANSWER_TIMEOUT = 10.0
 
 
 @attrs.frozen(eq=False)
@@ -45,6 +48,8 @@ class Server:
     """Whether it reads requests; one that does not returns any, and streams 256 messages."""
     streams: bool = True
     """Whether it has streams."""
+    http: str = ""
+    """`host:port` where it serves HTTP, if it does beside `address`."""
 
     def read_line(self, start: str) -> str:
         """The next line that it prints which starts like that."""
@@ -99,9 +104,11 @@ def replica(
 
 
 @contextmanager
-def scheduler(name: str = "scheduler", cores: str = str(SERVER_CORE)) -> Iterator[Server]:
-    """A scheduler, which has no replicas yet."""
-    arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning")
+def scheduler(
+    *options: str, name: str = "scheduler", cores: str = str(SERVER_CORE)
+) -> Iterator[Server]:
+    """A scheduler with `options`, which has no replicas yet."""
+    arguments = ("-m", "anyserve_scheduler", "--port", "0", "--log-level", "warning", *options)
     with _running(name, *arguments, cores=cores) as server:
         yield server
 
@@ -149,6 +156,34 @@ def http() -> Iterator[Server]:
 
 
 @contextmanager
+def chat_worker() -> Iterator[Server]:
+    """`benchmarks.chat_worker`, on the load's core: what is measured is before it."""
+    arguments = ("-m", "benchmarks.chat_worker")
+    with _running("the worker itself", *arguments, cores=str(LOAD_CORE)) as server:
+        yield server
+
+
+def move_to_load(pid: int) -> None:
+    """Put a process on the load's core."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {LOAD_CORE})
+
+
+def await_answer(check: Callable[[], object]) -> None:
+    """Wait until it raises no `CannotMeasure`; raises that in the end."""
+    deadline = time.monotonic() + _ANSWER_TIMEOUT
+    while True:
+        try:
+            check()
+        except CannotMeasure:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
 def child(
     *arguments: str,
     python: str = sys.executable,
@@ -181,7 +216,13 @@ def _running(
 ) -> Iterator[Server]:
     with child(*arguments, cores=cores) as process:
         assert process.stdout is not None
-        address = next((match[1] for line in process.stdout if (match := _READY.match(line))), None)
-        if address is None:
+        http = ""
+        for line in process.stdout:
+            if match := _HTTP.match(line):
+                http = match[1]
+            if match := _READY.match(line):
+                break
+        else:
             raise CannotMeasure(f"{name} did not start: see above")
-        yield Server(name, address, proc.family(process.pid), process.stdout, parses)
+        processes = proc.family(process.pid)
+        yield Server(name, match[1], processes, process.stdout, parses, http=http)
