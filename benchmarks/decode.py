@@ -1,6 +1,7 @@
-"""Tokens a second and time to first token of `decode`, beside the same engine's bare loop.
+"""Tokens a second and time to first token of `decode`, beside what has the same engine in it.
 
-Both compute with one thread, and may use both cores: the engine leaves one to everything else.
+By gRPC that is a bare loop, by OpenAI's API llama.cpp's own server, which is in the same wheel.
+All compute with one thread, and may use both cores: the engine leaves one to everything else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,8 +19,9 @@ import attrs
 import trio
 
 from anyserve.client import Client, open_client
-from benchmarks import proc, servers
+from benchmarks import completions, proc, servers
 from benchmarks.errors import CannotMeasure
+from benchmarks.servers import Server
 from benchmarks.tables import number, table
 from benchmarks.texts import Order, Speed, Text, orders
 
@@ -49,39 +52,56 @@ class Engine:
 
 
 def run(rounds: int) -> None:
-    """Print the table; both engines are loaded all the time, and work in turn."""
-    with servers.replica("--caps", "decode", cores=servers.BOTH) as server, _bare_loop() as bare:
-        ours = Engine(server.name, _through(server.address), server.processes)
-        speeds: dict[tuple[int, Engine], list[Speed]] = {
-            (in_flight, engine): [] for in_flight in TEXTS for engine in (ours, bare)
-        }
+    """Print the tables; all engines are loaded all the time, and work in turn."""
+    replica = servers.replica("--caps", "decode", "--http", "0", cores=servers.BOTH)
+    with replica as server, _bare_loop() as bare, servers.llama() as llama:
+        pairs = (
+            (Engine(server.name, _through(server.address), server.processes), bare),
+            (_openai(server, server.http), _openai(llama, llama.address)),
+        )
+        speeds: dict[tuple[int, Engine], list[Speed]] = {}
         for turn in range(rounds + 1):
             print(f"round {turn} of {rounds}", file=sys.stderr)
-            for (in_flight, engine), runs in speeds.items():
-                speed = engine.measure(orders(TEXTS[in_flight], seed=turn), in_flight)
-                if turn:
-                    runs.append(speed)
-    rows = [
-        [
-            f"{in_flight} in flight",
-            engine.name,
-            *speed_cells(runs, speeds[in_flight, bare]),
+            for in_flight, count in TEXTS.items():
+                for number_of_pair, pair in enumerate(pairs):
+                    # Other prompts for each: the replica is in both, and remembers them.
+                    wanted = orders(count, seed=2 * turn + number_of_pair)
+                    for engine in pair:
+                        speed = engine.measure(wanted, in_flight)
+                        if turn:
+                            speeds.setdefault((in_flight, engine), []).append(speed)
+    for pair in pairs:
+        other = pair[1]
+        rows = [
+            [
+                f"{in_flight} in flight",
+                engine.name,
+                *speed_cells(speeds[in_flight, engine], speeds[in_flight, other]),
+            ]
+            for in_flight in TEXTS
+            for engine in pair
         ]
-        for (in_flight, engine), runs in speeds.items()
-    ]
-    heads = ["", "", "tokens/s", "× bare", "CPU ms/token", "× bare", "first token ms"]
-    print(table(heads, rows))
+        ratio = f"× {other.name}"
+        heads = ["", "", "tokens/s", ratio, "CPU ms/token", ratio, "first token ms", "later"]
+        print(table(heads, rows), end="\n\n")
 
 
-def speed_cells(runs: Sequence[Speed], bare: Sequence[Speed]) -> list[str]:
-    """Medians, and those of the ratios to the bare loop's run in the same round."""
+def speed_cells(runs: Sequence[Speed], others: Sequence[Speed]) -> list[str]:
+    """Medians, and those of the ratios to what the other one did in the same round."""
+    both = list(zip(runs, others, strict=True))
     return [
         number(median(run.rate for run in runs)),
-        f"{median(run.rate / other.rate for run, other in zip(runs, bare, strict=True)):.3f}",
+        f"{median(run.rate / other.rate for run, other in both):.3f}",
         number(median(run.cpu_ms for run in runs)),
-        f"{median(run.cpu_ms / other.cpu_ms for run, other in zip(runs, bare, strict=True)):.3f}",
+        f"{median(run.cpu_ms / other.cpu_ms for run, other in both):.3f}",
         number(median(run.first_ms for run in runs)),
+        number(median(run.first_ms - other.first_ms for run, other in both)),
     ]
+
+
+def _openai(server: Server, address: str) -> Engine:
+    """A server by OpenAI's API."""
+    return Engine(server.name, partial(completions.generate, address, "decode"), server.processes)
 
 
 def _through(address: str) -> Generate:

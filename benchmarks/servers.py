@@ -156,6 +156,13 @@ def http() -> Iterator[Server]:
 
 
 @contextmanager
+def llama() -> Iterator[Server]:
+    """`benchmarks.llama_server`."""
+    with _running("llama.cpp's server", "-m", "benchmarks.llama_server", cores=BOTH) as server:
+        yield server
+
+
+@contextmanager
 def chat_worker() -> Iterator[Server]:
     """`benchmarks.chat_worker`, on the load's core: what is measured is before it."""
     arguments = ("-m", "benchmarks.chat_worker")

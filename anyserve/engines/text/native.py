@@ -77,7 +77,10 @@ class NativeServer:
         # It always listens for HTTP. On a socket file in a folder of ours, gone before anybody
         # could connect, nobody ever reaches it; the key is for the moment in between.
         with tempfile.TemporaryDirectory(prefix="anyserve-", dir=_socket_folder()) as folder:
-            parameters = _parameters(xllamacpp, settings, path, f"{folder}/http.sock")
+            parameters = computing(xllamacpp.CommonParams(), settings, path)
+            parameters.hostnames = [f"{folder}/http.sock"]
+            parameters.api_keys = [secrets.token_hex(16)]
+            parameters.n_threads_http = 1
             try:
                 server = xllamacpp.Server(parameters)
             except (RuntimeError, ValueError):
@@ -164,8 +167,8 @@ def _socket_folder() -> str | None:
     return None if len(os.fsencode(tempfile.gettempdir())) <= 70 else "/tmp"
 
 
-def _parameters(xllamacpp: Any, settings: TextSettings, model: Path, address: str) -> Any:
-    parameters = xllamacpp.CommonParams()
+def computing(parameters: Any, settings: TextSettings, model: Path) -> Any:
+    """The `CommonParams` with all that says what is computed and how; who may ask is left open."""
     parameters.model.path = str(model)
     parameters.model_alias = {"text"}  # named in every chunk; the default is the whole path
     parameters.n_parallel = settings.slots
@@ -175,9 +178,6 @@ def _parameters(xllamacpp: Any, settings: TextSettings, model: Path, address: st
     parameters.cpuparams_batch.n_threads = settings.threads
     parameters.cache_ram_mib = 0
     parameters.verbosity = -1
-    parameters.hostnames = [address]
-    parameters.n_threads_http = 1
-    parameters.api_keys = [secrets.token_hex(16)]
     parameters.cors_origins = ""
     parameters.ui = False
     parameters.endpoint_slots = False
