@@ -70,7 +70,9 @@ def owner(start_session_replica: Any) -> Any:
     if not python or not model:
         pytest.skip("no SGLang here: see tests/sglang/environment.py")
     options = f"model={model}&python={python}&args={ARGS}&load_time=400"
-    return start_session_replica("--app", f"anyserve.engines.sglang.app:owned?{options}")
+    return start_session_replica(
+        "--app", f"anyserve.engines.sglang.app:owned?{options}", "--http", "0"
+    )
 
 
 @pytest.fixture(scope="session")

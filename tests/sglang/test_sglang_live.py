@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import suppress
+import urllib.request
+from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,12 @@ import trio
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
+from anyserve.client import open_client
 from anyserve.engines.interface import Delta
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.sglang.client import Client, parse_url
 from anyserve.engines.sglang.engine import SglangEngine
+from anyserve.errors import Unavailable
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -168,13 +172,89 @@ def test_a_server_that_hangs_is_unavailable_until_it_goes_on(
     server.until(lambda: serves(attached), within=30)
 
 
-def test_a_server_that_is_killed_is_unavailable_until_it_is_back(
-    owner: Any, attached: Any, server: Any
+async def say(replica: Any, prompt: str, pieces: list[str]) -> None:
+    """A text that goes on until something ends it."""
+    asked = {"max_tokens": 1000, "ignore_eos": True, "stream": True}
+    async with (
+        open_client(replica.address) as client,
+        aclosing(client.generate("decode", {"text_input": prompt}, asked)) as said,
+    ):
+        async for result in said:
+            pieces += [result["text_output"][0].decode()]
+
+
+async def is_lost(replica: Any, prompt: str, pieces: list[str]) -> None:
+    with pytest.raises(Unavailable, match=r"SGLang .*(lost|reached|started)"):
+        await say(replica, prompt, pieces)
+
+
+def workers(*replicas: Any) -> list[str]:
+    """The process ids of their workers, also of those that have been."""
+    return [pid for r in replicas for pid in re.findall(r"ready in process (\d+)", r.log_text())]
+
+
+def running(replica: Any) -> int:
+    """Requests that hold a slot, as it counts them."""
+    with urllib.request.urlopen(f"http://{replica.http}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    return int(float(re.findall(r"^anyserve_running_requests{.*} (\S+)$", metrics, re.M)[0]))
+
+
+def command(pid: int) -> str:
+    """What a process is called."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("victim", ["SGLang's server", "its scheduler"])
+async def test_texts_of_a_server_that_is_killed_are_unavailable_and_it_comes_back(
+    owner: Any, attached: Any, server: Any, victim: str, eventually_here: Any
 ) -> None:
-    before = sglang_pids(owner)
-    os.kill(before[0], signal.SIGKILL)
-    with pytest.raises(InferenceServerException, match=r"SGLang .*(lost|reached|started)"):
-        ask(attached, CAPITAL, max_tokens=2)
-    server.until(lambda: serves(attached) and serves(owner), within=180)
-    assert not set(before) & set(sglang_pids(owner))
-    assert attached.log_text().count("ready in process") == 1  # the worker is the same
+    before, same = sglang_pids(owner), workers(owner, attached)
+    scheduler = next(pid for pid in before if "scheduler" in command(pid))
+    replicas = {"owned": owner, "attached": attached}
+    begun: dict[str, list[str]] = {name: [] for name in replicas}
+    waiting: dict[str, list[str]] = {name: [] for name in replicas}
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for name, replica in replicas.items():
+                nursery.start_soon(is_lost, replica, "Once", begun[name])
+            await eventually_here(lambda: all(begun.values()))
+            os.kill(scheduler, signal.SIGSTOP)  # from now on nobody gets a first token
+            for name, replica in replicas.items():
+                nursery.start_soon(is_lost, replica, "Twice", waiting[name])
+            await eventually_here(lambda: all(running(r) == 2 for r in replicas.values()))
+            os.kill(before[0] if victim == "SGLang's server" else scheduler, signal.SIGKILL)
+            killed = trio.current_time()
+        assert trio.current_time() - killed < 15
+    assert not any(waiting.values())
+    await trio.to_thread.run_sync(
+        lambda: server.until(lambda: serves(attached) and serves(owner), within=180)
+    )
+    assert not any(alive(pid) for pid in before)
+    assert workers(owner, attached) == same
+
+
+async def test_a_worker_that_is_killed_leaves_nothing_of_its_server_and_another_starts_one(
+    owner: Any, server: Any, eventually_here: Any
+) -> None:
+    before, pieces = sglang_pids(owner), list[str]()
+    [worker] = workers(owner)
+
+    async def is_lost_with_it() -> None:
+        with pytest.raises(Unavailable, match="worker"):
+            await say(owner, "Once", pieces)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(is_lost_with_it)
+        await eventually_here(lambda: pieces)
+        os.kill(int(worker), signal.SIGKILL)
+    await eventually_here(lambda: not any(alive(pid) for pid in before))
+    await trio.to_thread.run_sync(lambda: server.until(lambda: serves(owner), within=180))
+    assert len(workers(owner)) == 2
