@@ -54,6 +54,16 @@ class Handler:
     kind: Kind
 
 
+@attrs.frozen
+class Condition:
+    """How what a capability depends on is, such as a server."""
+
+    reason: str = ""
+    """Why nothing can be served for now; empty: it can."""
+    others: int = 0
+    """Requests of others that the server runs or keeps waiting: none of the app's own."""
+
+
 class App:
     """The user's handlers and what they need while they run.
 
@@ -67,9 +77,8 @@ class App:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._lifespan: Lifespan | None = None
-        self._health: dict[str, str] = {}
-        """Why a capability can't be served for now; empty: it can."""
-        self._tell_health: Callable[[str, str], None] = lambda _name, _reason: None
+        self._conditions: dict[str, Condition] = {}
+        self._tell: Callable[[str, Condition], None] = lambda _name, _condition: None
 
     def capability(
         self,
@@ -178,16 +187,29 @@ class App:
         With a reason they are UNAVAILABLE, and the scheduler sends them elsewhere. For what a
         handler depends on, such as a server; the app's lifespan finds it out.
         """
-        if self._health.get(name, "") != reason:
-            self._health[name] = reason
-            self._tell_health(name, reason)
+        self._change(name, reason=reason)
 
-    def watch_health(self, tell: Callable[[str, str], None]) -> None:
-        """Have `tell` called with each capability's name and reason that `set_health` says, and
-        now with those that it has said; for whoever runs the app."""
-        self._tell_health = tell
-        for name, reason in self._health.items():
-            tell(name, reason)
+    def set_others(self, name: str, count: int) -> None:
+        """Say how many requests of others a server runs or keeps waiting, that `name` depends on.
+
+        They count as load of the offer, so that the scheduler sends its requests where there is
+        more room. Nothing is refused for it here.
+        """
+        self._change(name, others=count)
+
+    def _change(self, name: str, **changes: Any) -> None:
+        before = self._conditions.get(name, Condition())
+        condition = attrs.evolve(before, **changes)
+        if condition != before:
+            self._conditions[name] = condition
+            self._tell(name, condition)
+
+    def watch(self, tell: Callable[[str, Condition], None]) -> None:
+        """Have `tell` called with each capability's name and condition when that changes, and now
+        with those that have one; for whoever runs the app."""
+        self._tell = tell
+        for name, condition in self._conditions.items():
+            tell(name, condition)
 
     def handler(self, name: str) -> Handler:
         """The handler of the capability `name`; raises `KeyError`."""

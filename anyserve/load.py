@@ -12,6 +12,7 @@ class Load:
 
     running: int
     queued: int
+    """Both with what others have the server do that a worker asks."""
     slots: int
     """Requests that may run at once, in all workers."""
     expected_wait: float

@@ -87,7 +87,7 @@ async def open_test_client(app: App) -> AsyncIterator[TestClient]:
         nursery.start_soon(dispatcher.deadlines.run)
         executor = LocalExecutor(app, nursery, dispatcher)
         dispatcher.worker_up(executor, app.offers)
-        app.watch_health(lambda name, reason: dispatcher.worker_health(executor, name, reason))
+        app.watch(lambda name, now: dispatcher.worker_condition(executor, name, now))
         for offer in app.offers:
             dispatcher.set_state(offer.name, State.READY)
         yield TestClient(dispatcher)

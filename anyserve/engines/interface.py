@@ -27,7 +27,6 @@ __all__ = [
     "Chat",
     "Delta",
     "Engine",
-    "EngineLoad",
     "Half",
     "Message",
     "Prompt",
@@ -110,17 +109,6 @@ class About:
     """More that requests may ask the offer for."""
 
 
-@attrs.frozen
-class EngineLoad:
-    """How busy an engine is."""
-
-    running: int
-    waiting: int
-    free_slots: int
-    tokens_per_second: float | None = None
-    """Given to all texts together of late; None where it isn't measured."""
-
-
 class Engine(Protocol):
     """Generates texts, or embeds them, or both; what a subclass leaves out it can't do."""
 
@@ -161,9 +149,10 @@ class Engine(Protocol):
         Waits for an answer of the model's server, if there is one, a few seconds at most.
         """
 
-    def load(self) -> EngineLoad | None:
-        """How busy it is now; None where it doesn't know."""
-        return None
+    def others(self) -> int:
+        """Requests that a server which it asks has of others, running or waiting; 0 where there is
+        none, or where that isn't known. Answers at once."""
+        return 0
 
 
 @runtime_checkable

@@ -17,8 +17,8 @@ from anyserve.messages import Context, Request, Response
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 """Loads an engine, and unloads it at the end of the block."""
-HEALTH_INTERVAL = 1.0
-"""Seconds between two questions for an engine's health."""
+WATCH_INTERVAL = 1.0
+"""Seconds between two questions for an engine's health and for what others have it do."""
 FindEngine = Callable[[], Engine]
 """The engine that serves now; called when a request comes, so after loading."""
 
@@ -53,7 +53,7 @@ def _opened(app: App, capability: str, open_engine: OpenEngine) -> FindEngine:
         async with open_engine() as engine, trio.open_nursery() as nursery:
             engines.append(engine)
             describe(app, capability, engine.about)
-            nursery.start_soon(watch_health, app, capability, engine)
+            nursery.start_soon(watch_engine, app, capability, engine)
             yield
             engines.clear()
             nursery.cancel_scope.cancel()
@@ -124,10 +124,11 @@ def describe(app: App, capability: str, about: About) -> None:
     app.describe(capability, concurrency=about.slots, resumable=about.resumable, **attributes)
 
 
-async def watch_health(app: App, capability: str, engine: Engine) -> None:
-    """Refuse requests for `capability` while `engine` says that they would fail.
+async def watch_engine(app: App, capability: str, engine: Engine) -> None:
+    """Refuse requests for `capability` while `engine` says that they would fail, and count those
+    that others have its server do.
 
-    Asks every `HEALTH_INTERVAL` seconds until cancelled; for the app's lifespan.
+    Asks every `WATCH_INTERVAL` seconds until cancelled; for the app's lifespan.
     """
     while True:
         reason = ""
@@ -136,7 +137,8 @@ async def watch_health(app: App, capability: str, engine: Engine) -> None:
         except AnyServeError as error:
             reason = error.message
         app.set_health(capability, reason)
-        await trio.sleep(HEALTH_INTERVAL)
+        app.set_others(capability, engine.others())
+        await trio.sleep(WATCH_INTERVAL)
 
 
 def check(asked: TextRequest, about: About) -> None:

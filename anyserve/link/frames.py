@@ -72,7 +72,7 @@ class Kind(enum.IntEnum):
     TOKENS = 25  # worker: a response has so many tokens more than one, its prompt so many
     CALLED_PARTS = 26  # replica: what is called has answered, in parts, some of them lent
     CALL_TAKEN = 27  # worker: the oldest such answer has been copied
-    HEALTH = 28  # worker: why it can serve nothing of a capability for now, or that it can again
+    CONDITION = 28  # worker: the `Condition` of a capability has changed
 
 
 @attrs.define  # frozen costs more to make, and each message makes some

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from anyserve_actors import Actor, Context, Detail
 
+from anyserve.app import Condition
 from anyserve.capability import Capability, explain_absence, least, satisfying
 from anyserve.deadlines import Deadlines
 from anyserve.errors import NotFound, Unavailable, elsewhere
@@ -127,9 +128,9 @@ class Dispatcher(Actor[None]):
             pool.remove(executor, reason)
         self._on_change()
 
-    def worker_health(self, executor: Executor, name: str, reason: str) -> None:
-        """A worker can't serve the capability `name` for now; or can again, without a reason."""
-        self._pools[name].set_health(executor, reason)
+    def worker_condition(self, executor: Executor, name: str, condition: Condition) -> None:
+        """What the capability `name` of a worker depends on is like that now."""
+        self._pools[name].set_condition(executor, condition)
         self._on_change()
 
     def match(self, need: Capability) -> list[Pool]:

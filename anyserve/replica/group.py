@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import trio
 
+from anyserve.app import Condition
 from anyserve.offers import Offer
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Executor
@@ -118,9 +119,9 @@ class Group:
         """A worker is to be replaced and takes no more requests."""
         self.dispatcher.worker_retiring(executor, reason)
 
-    def on_health(self, executor: Executor, name: str, reason: str) -> None:
-        """A worker says that it can't serve the capability `name` for now, or can again."""
-        self.dispatcher.worker_health(executor, name, reason)
+    def on_condition(self, executor: Executor, name: str, condition: Condition) -> None:
+        """A worker says how what the capability `name` depends on is."""
+        self.dispatcher.worker_condition(executor, name, condition)
 
     def on_down(self, executor: Executor, reason: str) -> None:
         """A worker that was ready is gone."""

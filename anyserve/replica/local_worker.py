@@ -87,7 +87,7 @@ class LocalWorker(Actor[None]):
                 app, nursery, self._group.dispatcher, self._name
             )
             self._group.on_ready(executor, offers)
-            app.watch_health(lambda name, reason: self._group.on_health(executor, name, reason))
+            app.watch(lambda name, now: self._group.on_condition(executor, name, now))
             names = ", ".join(str(offer.capability) for offer in offers)
             context.log.info("ready in the replica's process: %s", names)
             context.started()

@@ -116,16 +116,22 @@ class Load(Protocol):
         """Requests that it may run."""
         ...
 
+    @property
+    def others(self) -> int:
+        """Requests that it has of others, beside those."""
+        ...
+
 
 def least_loaded(loads: Iterable[Load]) -> int | None:
-    """The index of the worker to take: the one with the smallest share of its slots in use.
+    """The index of the worker to take: the one with the smallest share of its slots in use, by
+    others too.
 
     None when none has a free slot. Ties go to the first.
     """
     best, best_share = None, math.inf
     for index, load in enumerate(loads):
         if load.running < load.slots:
-            share = load.running / load.slots
+            share = (load.running + load.others) / load.slots
             if share < best_share:
                 best, best_share = index, share
     return best

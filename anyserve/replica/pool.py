@@ -8,6 +8,7 @@ from typing import Protocol
 import attrs
 import trio
 
+from anyserve.app import Condition
 from anyserve.errors import AnyServeError, ResourceExhausted, Unavailable, elsewhere
 from anyserve.offers import Offer
 from anyserve.replica.exchange import Executor
@@ -37,6 +38,9 @@ class Seat:
     """No new request goes there."""
     ill: str = ""
     """Why none can be served there for now, such as that a server is down; else empty."""
+    others: int = 0
+    """Requests of others that its server has beside these. They refuse nobody a slot: a server
+    that others keep full serves in turn."""
 
     @property
     def slots(self) -> int:
@@ -197,11 +201,12 @@ class Pool:
         self.retire(executor, reason)
         self.seats = [seat for seat in self.seats if seat.executor is not executor]
 
-    def set_health(self, executor: Executor, reason: str) -> None:
-        """A worker can serve nothing for now, for that reason; or can again, where it is empty."""
+    def set_condition(self, executor: Executor, condition: Condition) -> None:
+        """What a worker depends on is like that now: it can serve nothing, or can again."""
+        reason = condition.reason
         for seat in self.seats:
             if seat.executor is executor:
-                seat.ill = reason
+                seat.ill, seat.others = reason, condition.others
         if self.state is State.READY:
             self.reason = reason
         if reason:

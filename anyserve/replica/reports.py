@@ -68,12 +68,16 @@ def standing(pools: Iterable[Pool], draining: bool, now: float) -> Standing:
 
 
 def _load(pool: Pool, now: float) -> Load:
-    slots = sum(seat.slots for seat in pool.seats)
-    free = any(seat.running < seat.slots for seat in pool.seats)
-    wait = 0.0 if free else expected_wait(pool.waiting, slots, pool.service_time.mean)
+    seats = [seat for seat in pool.seats if seat.slots]
+    slots = sum(seat.slots for seat in seats)
+    # What others have a seat's server do takes the slots that are left there, and else waits.
+    taken = sum(min(seat.others, seat.slots - seat.running) for seat in seats)
+    queued = pool.waiting + sum(seat.others for seat in seats) - taken
+    free = any(seat.running + seat.others < seat.slots for seat in seats)
+    wait = 0.0 if free else expected_wait(queued, slots, pool.service_time.mean)
     # Of requests that have one response each, the other figures tell as much.
     tokens = pool.rate.per_second(pool.given, now) if pool.offer.decoupled else 0.0
-    return Load(pool.running, pool.waiting, slots, wait, round(tokens, 1))
+    return Load(pool.running + taken, queued, slots, wait, round(tokens, 1))
 
 
 def report(sequence: int, told: Standing | None, now: Standing) -> pb.Report:

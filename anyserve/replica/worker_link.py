@@ -10,6 +10,7 @@ import attrs
 import trio
 from anyserve_actors import Actor, Context, Detail
 
+from anyserve.app import Condition
 from anyserve.burst import burst
 from anyserve.link import frames
 from anyserve.link.channel import FrameChannel, LinkClosed
@@ -149,9 +150,10 @@ class WorkerLink(Actor[None]):
                     if frame.kind == Kind.TRACED:
                         with suppress(trio.WouldBlock):  # nobody waits for those before it
                             self._recorded_sender.send_nowait(bytes(frame.body))
-                    elif frame.kind == Kind.HEALTH:
+                    elif frame.kind == Kind.CONDITION:
                         told = frames.decode_json(frame)
-                        self._group.on_health(connection, told["name"], told["reason"])
+                        name = told.pop("name")
+                        self._group.on_condition(connection, name, Condition(**told))
                     else:
                         connection.on_frame(frame)
 

@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import attrs
 import trio
 
 from anyserve import collector, heap, logs
@@ -117,9 +118,9 @@ async def _serve_app(channel: FrameChannel, name: str, app: App, arena: Arena) -
     heap.settle()
     channel.send(frames.encode_json(Kind.READY, [handler.offer.to_json() for handler in handlers]))
     await channel.flush()
-    app.watch_health(
-        lambda name, reason: channel.send(
-            frames.encode_json(Kind.HEALTH, {"name": name, "reason": reason})
+    app.watch(
+        lambda name, condition: channel.send(
+            frames.encode_json(Kind.CONDITION, {"name": name, **attrs.asdict(condition)})
         )
     )
     session = Session(name, channel, handlers, arena)

@@ -28,6 +28,9 @@ from anyserve.messages import Context, Request, Response
 class Scripted(Engine):
     """See above; its tokens are the pieces, with their places as ids."""
 
+    def __init__(self, asked_by_others: int) -> None:
+        self._others = asked_by_others
+
     about = About(
         model="scripted",
         max_context=1000,
@@ -66,6 +69,9 @@ class Scripted(Engine):
             raise getattr(errors, after)("as the script says")
         yield Delta("", Usage(given, len(pieces), given // 2), script.get("reason", "stop"))
 
+    def others(self) -> int:
+        return self._others
+
 
 def _script(text: str) -> dict[str, Any]:
     try:
@@ -79,13 +85,16 @@ def _script(text: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _open() -> AsyncIterator[Engine]:
-    yield Scripted()
+async def _open(others: int) -> AsyncIterator[Engine]:
+    yield Scripted(others)
 
 
-def create_app() -> App:
-    """The app, and beside it `embedding`: the length of a text, and 1."""
-    app = text_app(partial(_open))
+def create_app(others: str = "0") -> App:
+    """The app, and beside it `embedding`: the length of a text, and 1.
+
+    others: requests of others that the engine says its server has.
+    """
+    app = text_app(partial(_open, int(others)))
 
     @app.capability("embedding", inputs={"text_input": "BYTES[-1]"}, model="lengths")
     async def embedding(request: Request, context: Context) -> Response:

@@ -14,6 +14,7 @@ from anyserve_scheduler.registry import MemoryRegistry
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anyserve.app import Condition
 from anyserve.capability import Capability
 from anyserve.errors import InvalidArgument
 from anyserve.load import Load
@@ -155,6 +156,44 @@ async def test_a_full_pools_wait_is_that_of_one_more_request() -> None:
     for _ in range(5):
         full.acquire(Waiting(), math.inf)
     assert standing([full], False, 0.0).loads == {"decode": Load(2, 3, 2, (3 + 1) * 3.0 / 2)}
+
+
+def told_of_others(*others: int, concurrency: int = 2, served: int = 0) -> Load:
+    """The load of a pool whose seats' servers have so many requests of others."""
+    busy = Pool(Offer(Capability("decode"), concurrency=concurrency))
+    busy.service_time.observe(3.0)
+    for count in others:
+        executor = cast(Executor, object())
+        busy.add(executor, busy.offer)
+        busy.set_condition(executor, Condition(others=count))
+    busy.set_state(State.READY, "")
+    for _ in range(served):
+        busy.acquire(Waiting(), math.inf)
+    return standing([busy], False, 0.0).loads["decode"]
+
+
+async def test_what_others_have_a_server_do_takes_slots_and_else_waits() -> None:
+    assert told_of_others(1) == Load(1, 0, 2, 0.0)
+    assert told_of_others(2) == Load(2, 0, 2, (0 + 1) * 3.0 / 2)
+    assert told_of_others(5) == Load(2, 3, 2, (3 + 1) * 3.0 / 2)
+    assert told_of_others(5, served=1) == Load(2, 4, 2, (4 + 1) * 3.0 / 2)
+    assert told_of_others(1, served=4) == Load(2, 3, 2, (3 + 1) * 3.0 / 2)
+
+
+async def test_each_seat_has_its_own_others_and_the_freer_one_is_taken() -> None:
+    assert told_of_others(9, 0) == Load(2, 7, 4, 0.0)
+    assert told_of_others(9, 0, served=2) == Load(4, 7, 4, (7 + 1) * 3.0 / 4)
+    assert told_of_others(9, 0, served=4) == Load(4, 9, 4, (9 + 1) * 3.0 / 4)
+
+
+async def test_what_others_do_at_a_server_that_is_down_counts_for_nothing() -> None:
+    half = Pool(Offer(Capability("decode"), concurrency=2))
+    for condition in (Condition("it is down", others=2), Condition()):
+        executor = cast(Executor, object())
+        half.add(executor, half.offer)
+        half.set_condition(executor, condition)
+    half.set_state(State.READY, "")
+    assert standing([half], False, 0.0).loads == {"decode": Load(0, 0, 2, 0.0)}
 
 
 def test_the_tokens_per_second_of_a_decoupled_offer_are_told_and_of_no_other() -> None:

@@ -20,6 +20,8 @@ ARGS = (
     "--device cpu --served-model-name smol --attention-backend torch_native"
     " --disable-overlap-schedule --mem-fraction-static 0.3 --max-total-tokens 4096"
     " --max-running-requests 8 --disable-cuda-graph --log-level-http warning"
+    # Its figures would else be up to 15 tokens old, which take many seconds here.
+    " --load-snapshot-publish-interval 1"
 )
 ENVIRONMENT = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -40,7 +42,8 @@ class Server:
         headers = {"content-type": "application/json"}
         request = urllib.request.Request(f"http://{self.address}{path}", data, headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+            said = answer.read()
+            return json.loads(said) if said else None
 
     def greedy(self, prompt: str, tokens: int) -> str:
         """What the server says itself."""

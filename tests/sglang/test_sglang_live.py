@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import trio
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from anyserve.client import open_client
+from anyserve.client import Client, open_client
 from anyserve.engines.interface import Delta
 from anyserve.engines.sampling import Sampling
-from anyserve.engines.sglang.client import Client, parse_url
+from anyserve.engines.sglang.client import Client as Server
+from anyserve.engines.sglang.client import parse_url
 from anyserve.engines.sglang.engine import SglangEngine
 from anyserve.errors import Unavailable
 
@@ -82,7 +84,7 @@ def test_the_openai_client_chats_with_it(attached: Any) -> None:
 
 
 async def test_what_is_asked_for_is_kept_to(server: Any) -> None:
-    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
+    async with SglangEngine.attached(Server(parse_url(server.address)), within=5) as engine:
         choice = await deltas(engine, "The answer is ", regex="(never|always)", max_tokens=8)
         assert re.fullmatch("never|always", "".join(d.text for d in choice))
         schema = json.dumps({"type": "object", "properties": {}, "additionalProperties": False})
@@ -98,7 +100,7 @@ async def test_what_is_asked_for_is_kept_to(server: Any) -> None:
 
 
 async def test_characters_stay_whole_and_a_text_goes_on_where_it_broke_off(server: Any) -> None:
-    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
+    async with SglangEngine.attached(Server(parse_url(server.address)), within=5) as engine:
         whole = await deltas(engine, EMOJI, max_tokens=6, return_token_ids=True)
         text = "".join(d.text for d in whole)
         assert "🎉" in text
@@ -117,18 +119,31 @@ def test_a_deadline_reaches_sglang(attached: Any, server: Any) -> None:
     server.until(lambda: server.busy() == 0, within=5)
 
 
-async def test_a_storm_of_cancels_leaves_every_slot_free(server: Any) -> None:
-    async with SglangEngine.attached(Client(parse_url(server.address)), within=5) as engine:
-        for wait in (0.02, 1.0):  # before the first token, and in the middle of some
-            with trio.move_on_after(wait):
-                async with trio.open_nursery() as nursery:
-                    for index in range(200):
-                        how = {"max_tokens": 500, "ignore_eos": True}
-                        nursery.start_soon(lambda i=index, h=how: deltas(engine, f"No {i}", **h))
-            took = await trio.to_thread.run_sync(
-                lambda: server.until(lambda: server.busy() == 0, within=5)
-            )
-            assert took < 1
+async def test_what_others_have_it_do_is_told_apart_from_what_is_ours(server: Any) -> None:
+    how = {"max_new_tokens": 1000, "ignore_eos": True}
+    others = [{"text": f"No {i}", "rid": f"other-{i}", "sampling_params": how} for i in range(3)]
+    async with SglangEngine.attached(Server(parse_url(server.address)), within=5) as engine:
+
+        async def until(count: int) -> None:
+            with trio.fail_after(15):
+                while engine.others() != count:  # noqa: ASYNC110 - another program
+                    await trio.sleep(0.05)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                ours = partial(deltas, engine, f"Mine {number}", max_tokens=1000, ignore_eos=True)
+                nursery.start_soon(ours)
+            for body in others:
+                nursery.start_soon(trio.to_thread.run_sync, server.ask, "/generate", body)
+            try:
+                await until(3)
+            finally:
+                for body in others:
+                    server.ask("/abort_request", {"rid": body["rid"]})
+            await until(0)
+            assert server.busy() == 2
+            nursery.cancel_scope.cancel()
+    await trio.to_thread.run_sync(lambda: server.until(lambda: server.busy() == 0, within=5))
 
 
 def sglang_pids(owner: Any) -> list[int]:
@@ -172,15 +187,17 @@ def test_a_server_that_hangs_is_unavailable_until_it_goes_on(
     server.until(lambda: serves(attached), within=30)
 
 
-async def say(replica: Any, prompt: str, pieces: list[str]) -> None:
+async def hear(client: Client, prompt: str, pieces: list[str]) -> None:
     """A text that goes on until something ends it."""
-    asked = {"max_tokens": 1000, "ignore_eos": True, "stream": True}
-    async with (
-        open_client(replica.address) as client,
-        aclosing(client.generate("decode", {"text_input": prompt}, asked)) as said,
-    ):
+    asked = {"max_tokens": 400, "ignore_eos": True, "stream": True}
+    async with aclosing(client.generate("decode", {"text_input": prompt}, asked)) as said:
         async for result in said:
             pieces += [result["text_output"][0].decode()]
+
+
+async def say(replica: Any, prompt: str, pieces: list[str]) -> None:
+    async with open_client(replica.address) as client:
+        await hear(client, prompt, pieces)
 
 
 async def is_lost(replica: Any, prompt: str, pieces: list[str]) -> None:
@@ -203,6 +220,26 @@ def running(replica: Any) -> int:
 def command(pid: int) -> str:
     """What a process is called."""
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the first token", "begun"])
+async def test_a_storm_of_cancels_leaves_every_slot_free_within_a_second(
+    attached: Any, server: Any, eventually_here: Any, begun: bool
+) -> None:
+    pieces: list[list[str]] = [[] for _ in range(200)]
+    async with open_client(attached.address) as client:
+        with trio.CancelScope() as storm:
+            async with trio.open_nursery() as nursery:
+                for index, heard in enumerate(pieces):
+                    nursery.start_soon(hear, client, f"No {index}", heard)
+                await eventually_here(lambda: running(attached) == 8)
+                await eventually_here(lambda: not begun or sum(map(bool, pieces)) == 8)
+                storm.cancel()
+                cancelled = trio.current_time()
+        await trio.to_thread.run_sync(
+            lambda: server.until(lambda: server.busy() == running(attached) == 0, within=10)
+        )
+        assert trio.current_time() - cancelled < 1
 
 
 def alive(pid: int) -> bool:

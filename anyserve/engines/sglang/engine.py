@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import trio
 
-from anyserve.engines.interface import About, Delta, Engine, EngineLoad, Usage, Vectors
+from anyserve.engines.interface import About, Delta, Engine, Usage, Vectors
 from anyserve.engines.prompts import Chat, Prompt
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.sglang.client import Client
@@ -106,9 +106,9 @@ class SglangEngine(Engine):
         """Raises `Unavailable` while the server is down, as found out last."""
         self.monitor.check()
 
-    def load(self) -> EngineLoad:
-        """As the server said a moment ago."""
-        return self.monitor.load
+    def others(self) -> int:
+        """As the server said a moment ago; see `Health.others`."""
+        return self.monitor.others
 
     async def generate(
         self,
@@ -172,7 +172,8 @@ class SglangEngine(Engine):
         if self.served.generates:
             raise Unimplemented(f"{self.about.model} embeds no text")
         body = {"model": self.served.name, "input": list(texts), "encoding_format": "float"}
-        found = await self.client.post("/v1/embeddings", body, Embeddings, within=_ASK_TIME)
+        with self.monitor.counting(len(texts)):
+            found = await self.client.post("/v1/embeddings", body, Embeddings, within=_ASK_TIME)
         if len(found.data) != len(texts):
             raise Unavailable(f"SGLang gives {len(found.data)} vectors for {len(texts)} texts")
         vectors = [vector.embedding for vector in sorted(found.data, key=lambda v: v.index)]

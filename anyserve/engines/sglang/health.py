@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import attrs
 import trio
 
-from anyserve.engines.interface import EngineLoad
 from anyserve.engines.sglang.client import Client
 from anyserve.engines.sglang.discovery import Served, discover
 from anyserve.engines.sglang.protocol import Loads
@@ -35,13 +34,20 @@ class Health:
 
     client: Client
     served: Served
-    load: EngineLoad = attrs.field(factory=lambda: EngineLoad(0, 0, 0))
+    others: int = 0
+    """Requests that it had when it was asked last, and that can't have been ours: its figure may be
+    a second old, so as many are taken off as were ours at once in the time since it was asked
+    before."""
     _down: str | None = None
     """Why no request can be served, else None."""
     down_since: float | None = None
     """When it was found to be down; `trio.current_time`."""
     _missed: int = 0
     _streams: set[TextStream] = attrs.field(factory=set)
+    _ours: int = 0
+    """Requests that it has from here."""
+    _most: int = 0
+    """Most of them at once since it was asked for its load."""
 
     def check(self) -> None:
         """Raise `Unavailable` while the server is down; nothing was begun, so another may do."""
@@ -53,9 +59,20 @@ class Health:
         """Have `stream` fail when the server is found to be down, for the time of the body."""
         self._streams.add(stream)
         try:
-            yield
+            with self.counting(1):
+                yield
         finally:
             self._streams.discard(stream)
+
+    @contextmanager
+    def counting(self, requests: int) -> Iterator[None]:
+        """Know of so many requests to the server that they are ours, for the time of the body."""
+        self._ours += requests
+        self._most = max(self._most, self._ours)
+        try:
+            yield
+        finally:
+            self._ours -= requests
 
     def fail(self, why: str) -> None:
         """Refuse requests with that reason, and end the streams."""
@@ -91,9 +108,15 @@ class Health:
         if self._down is not None:
             log.warning("SGLang at %s serves again", self.client.address)
             self._down = self.down_since = None
-        with suppress(AnyServeError):
+        self.others = await self._count_others()
+
+    async def _count_others(self) -> int:
+        try:
             loads = await self.client.get("/v1/loads?include=core", Loads, within=PROBE_TIME)
-            self.load = _load(loads, self.served.slots)
+        except AnyServeError:
+            return 0
+        most, self._most = self._most, self._ours
+        return max(0, sum(rank.requests for rank in loads.loads) - most)
 
     async def _check_same(self) -> None:
         """Raise `Unavailable` if the server has come back with another model."""
@@ -116,13 +139,3 @@ class Health:
         for stream in self._streams:
             if stream.begun and now - stream.last_heard > STALL_TIME:
                 stream.fail(f"it has been silent for {STALL_TIME:g} s")
-
-
-def _load(loads: Loads, slots: int) -> EngineLoad:
-    running = sum(rank.num_running_reqs for rank in loads.loads)
-    return EngineLoad(
-        running=running,
-        waiting=sum(rank.num_waiting_reqs for rank in loads.loads),
-        free_slots=max(0, slots - running),
-        tokens_per_second=sum(rank.gen_throughput for rank in loads.loads),
-    )

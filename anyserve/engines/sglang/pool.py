@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 import attrs
 
 from anyserve.engines.errors import CannotLoad
-from anyserve.engines.interface import About, Delta, Engine, EngineLoad, Vectors
+from anyserve.engines.interface import About, Delta, Engine, Vectors
 from anyserve.engines.prompts import Prompt
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.sglang.engine import SglangEngine
@@ -21,6 +21,10 @@ class Member:
 
     engine: SglangEngine
     running: int = 0
+
+    def share(self) -> float:
+        """Requests for each slot, those of others too."""
+        return (self.running + self.engine.others()) / self.engine.about.slots
 
 
 @attrs.define(eq=False)
@@ -68,21 +72,15 @@ class EnginePool(Engine):
                 up.append(member)
         if not up:
             raise why
-        return min(up, key=lambda member: member.running / member.engine.about.slots)
+        return min(up, key=Member.share)
 
     async def health(self) -> None:
         """Raises `Unavailable` when all are down."""
         self._pick()
 
-    def load(self) -> EngineLoad:
+    def others(self) -> int:
         """The sum of theirs."""
-        loads = [member.engine.load() for member in self.members]
-        return EngineLoad(
-            running=sum(load.running for load in loads),
-            waiting=sum(load.waiting for load in loads),
-            free_slots=sum(load.free_slots for load in loads),
-            tokens_per_second=sum(load.tokens_per_second or 0.0 for load in loads),
-        )
+        return sum(member.engine.others() for member in self.members)
 
     async def generate(
         self,

@@ -116,7 +116,11 @@ class RankLoad(msgspec.Struct):
 
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0
-    gen_throughput: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """All that it has."""
+        return self.num_running_reqs + self.num_waiting_reqs
 
 
 class Loads(msgspec.Struct):

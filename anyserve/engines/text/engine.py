@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from anyserve.engines.interface import About, Delta, Engine, EngineLoad
+from anyserve.engines.interface import About, Delta, Engine
 from anyserve.engines.prompts import Prompt
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.stops import StopStrings
@@ -97,8 +97,6 @@ class TextEngine(Engine):
     """One token a native slot: what waits natively for a slot can't be cancelled."""
     _gate: PromptGate = attrs.field(factory=PromptGate)
     _bell: Bell = attrs.field(factory=Bell)
-    _texts: int = 0
-    """That are being generated, or wait to be."""
     _closing: bool = False
 
     @classmethod
@@ -145,15 +143,6 @@ class TextEngine(Engine):
                 engine._closing = True
                 nursery.cancel_scope.cancel()
 
-    def load(self) -> EngineLoad:
-        """Texts that have a slot, and those that wait for one or for their turn."""
-        running = self._slots.borrowed_tokens
-        return EngineLoad(
-            running=running,
-            waiting=max(0, self._texts - running),  # one given up keeps its slot a moment longer
-            free_slots=self.settings.slots - running,
-        )
-
     async def generate(
         self,
         prompt: Prompt,
@@ -182,7 +171,6 @@ class TextEngine(Engine):
             Handover(self._bell, AHEAD),
             self._gate,
         )
-        self._texts += 1
         # The engine's nursery owns the thread, so that leaving here never waits for it.
         self._nursery.start_soon(self._serve, generation, name="text generation")
         pieces: list[str] = []
@@ -195,7 +183,6 @@ class TextEngine(Engine):
                 finished = delta.finish_reason is not None
                 yield delta
         finally:
-            self._texts -= 1
             generation.scope.cancel()
         if not finished:
             raise Unavailable("the text engine is closing")

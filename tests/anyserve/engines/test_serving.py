@@ -17,9 +17,10 @@ from anyserve.client import Result
 from anyserve.engines.interface import About, Delta, Engine, TokenLogprob, Usage, Vectors
 from anyserve.engines.prompts import Chat, Prompt
 from anyserve.engines.sampling import Sampling
-from anyserve.engines.serving import HEALTH_INTERVAL, embedding_app, text_app
+from anyserve.engines.serving import WATCH_INTERVAL, embedding_app, text_app
 from anyserve.errors import AnyServeError, Internal, InvalidArgument, Unavailable, Unimplemented
 from anyserve.offers import Offer
+from anyserve.replica.reports import standing
 from anyserve.testing import TestClient, open_test_client
 
 PLAIN = About(model="script", max_context=64)
@@ -291,14 +292,18 @@ async def test_what_an_engine_leaves_out_it_cant_do() -> None:
     with pytest.raises(Unimplemented, match="script embeds no text"):
         await nothing.embed(["p"])
     await nothing.health()
-    assert nothing.load() is None
+    assert nothing.others() == 0
 
 
 @attrs.define(eq=False)
 class Patient(Script):
-    """An engine whose server may be down."""
+    """An engine whose server may be down, or busy for others."""
 
     down: str = ""
+    asked_by_others: int = 0
+
+    def others(self) -> int:
+        return self.asked_by_others
 
     async def health(self) -> None:
         if self.down:
@@ -311,13 +316,29 @@ async def test_an_engine_that_is_down_is_refused_until_it_is_up_again(
     engine = Patient(PLAIN)
     async with serving(engine) as client:
         engine.down = "its server has gone"
-        await trio.sleep(HEALTH_INTERVAL)
+        await trio.sleep(WATCH_INTERVAL)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Unavailable, match="its server has gone") as caught:
             await client.infer("decode", {"text_input": "p"})
         assert caught.value.elsewhere
         assert not engine.asked
         engine.down = ""
-        await trio.sleep(HEALTH_INTERVAL)
+        await trio.sleep(WATCH_INTERVAL)
         await trio.testing.wait_all_tasks_blocked()
         await client.infer("decode", {"text_input": "p"})
+
+
+async def test_what_others_have_its_server_do_counts_as_load_and_refuses_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    engine = Patient(PLAIN)
+    async with serving(engine) as client:
+        [pool] = client._dispatcher.pools
+        slots = PLAIN.slots
+        for others, running, queued in ((3, 3, 0), (slots + 2, slots, 2), (0, 0, 0)):
+            engine.asked_by_others = others
+            await trio.sleep(WATCH_INTERVAL)
+            await trio.testing.wait_all_tasks_blocked()
+            load = standing([pool], False, trio.current_time()).loads["decode"]
+            assert (load.running, load.queued, load.slots) == (running, queued, slots)
+            await client.infer("decode", {"text_input": "p"})

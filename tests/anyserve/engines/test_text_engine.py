@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from anyserve.engines.interface import Delta, EngineLoad
+from anyserve.engines.interface import Delta
 from anyserve.engines.prompts import Chat, Message, Prompt
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.text import TextEngine, TextSettings
@@ -155,15 +155,15 @@ async def test_more_texts_than_slots_are_all_served(engine: TextEngine) -> None:
         for number in range(12):
             nursery.start_soon(answer, number)
         await trio.testing.wait_all_tasks_blocked()
-        assert engine.load().running <= 8
+        assert engine._slots.borrowed_tokens <= 8
     assert all("Paris" in answers[number] for number in range(12))
-    assert engine.load().running == 0
+    assert engine._slots.borrowed_tokens == 0
 
 
 async def until_begun(engine: TextEngine) -> None:
     """Let every task go as far as it can: one text has its slot then."""
     await trio.testing.wait_all_tasks_blocked()
-    assert engine.load().running
+    assert engine._slots.borrowed_tokens
 
 
 async def read_all(engine: TextEngine, prompt: Prompt, max_tokens: int = 500) -> None:
@@ -213,7 +213,7 @@ async def test_a_text_given_up_frees_its_slot(
                 nursery.start_soon(give_up, engine, f"{number} {LONG}")
         with trio.fail_after(PROMPTLY):
             assert "Paris" in await text(engine, PARIS, max_tokens=3)
-        assert engine.load().running == 0
+        assert engine._slots.borrowed_tokens == 0
 
 
 async def test_a_text_waiting_for_its_turn_is_given_up_without_a_slot(engine: TextEngine) -> None:
@@ -223,7 +223,7 @@ async def test_a_text_waiting_for_its_turn_is_given_up_without_a_slot(engine: Te
         with trio.move_on_after(0.1) as scope:
             await read_all(engine, PARIS)
         assert scope.cancelled_caught
-        assert engine.load().running == 1
+        assert engine._slots.borrowed_tokens == 1
         nursery.cancel_scope.cancel()
 
 
@@ -233,7 +233,7 @@ async def test_a_slow_reader_holds_its_text_up_and_nobody_elses(engine: TextEngi
         first = await anext(slow)
         for _ in range(8):
             assert "Paris" in await text(engine, PARIS, max_tokens=3)
-        assert engine.load().running == 1  # its thread waits for the reader
+        assert engine._slots.borrowed_tokens == 1  # its thread waits for the reader
         rest = [delta async for delta in slow]
     assert rest[-1].usage.output_tokens == text_engine.AHEAD * 2
     assert first.usage.output_tokens == 1
@@ -272,7 +272,7 @@ async def test_closing_the_engine_ends_a_text_that_waits_for_its_reader(
         slow = engine.generate("Once upon a time", Sampling(max_tokens=1000))
         await anext(slow)
         await text(engine, PARIS, max_tokens=text_engine.AHEAD * 2)  # it is far ahead by then
-        assert engine.load().running == 1
+        assert engine._slots.borrowed_tokens == 1
     with pytest.raises(Unavailable, match="closing"):
         _ = [delta async for delta in slow]
 
@@ -286,9 +286,8 @@ async def test_a_storm_of_texts_that_are_all_given_up_leaves_every_slot_free(
                 nursery.start_soon(read_all, engine, f"{number} {LONG if number % 2 else PARIS}")
             await until_begun(engine)
             await trio.sleep(0.3)  # some compute, the others wait for their turn
-            load = engine.load()
-            assert load.running + load.waiting == 200
+            assert len(engine._nursery.child_tasks) == 200
             nursery.cancel_scope.cancel()
         with trio.fail_after(PROMPTLY):
             assert "Paris" in await text(engine, PARIS, max_tokens=3)
-        assert engine.load() == EngineLoad(running=0, waiting=0, free_slots=8)
+        assert engine._slots.borrowed_tokens == len(engine._nursery.child_tasks) == 0

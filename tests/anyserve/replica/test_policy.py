@@ -19,6 +19,7 @@ from anyserve.replica.policy import (
 class Worker:
     running: int
     slots: int
+    others: int
 
 
 deadlines = st.one_of(st.just(math.inf), st.floats(0, 100))
@@ -96,7 +97,9 @@ def test_a_request_is_refused_exactly_when_it_has_no_room_or_no_time(
     assert (reason is not None) == (waiting >= limit or too_late)
 
 
-@given(st.lists(st.builds(Worker, st.integers(0, 4), st.integers(0, 4)), max_size=6))
+@given(
+    st.lists(st.builds(Worker, st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=6)
+)
 def test_the_worker_taken_has_a_free_slot_and_the_smallest_share_in_use(
     loads: list[Worker],
 ) -> None:
@@ -105,9 +108,9 @@ def test_the_worker_taken_has_a_free_slot_and_the_smallest_share_in_use(
     if chosen is None:
         assert not free
         return
-    share = loads[chosen].running / loads[chosen].slots
+    share = (loads[chosen].running + loads[chosen].others) / loads[chosen].slots
     assert loads[chosen] in free
-    assert share == min(load.running / load.slots for load in free)
+    assert share == min((load.running + load.others) / load.slots for load in free)
 
 
 def test_the_mean_service_time_starts_with_the_first_and_follows_slowly() -> None:

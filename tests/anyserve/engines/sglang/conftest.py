@@ -93,6 +93,8 @@ class Scripted:
     """How a text is given; by default it is Hello!"""
     abort: Serve | None = None
     ready: int = 200
+    loads: Any = attrs.field(factory=lambda: [{"num_running_reqs": 3}, {"num_waiting_reqs": 2}])
+    """Of its ranks."""
     asked: list[Asked] = attrs.field(factory=list)
     connections: int = 0
     aborted: set[str] = attrs.field(factory=set)
@@ -178,7 +180,7 @@ class Scripted:
                 "/model_info": self.model,
                 "/server_info": self.options,
                 "/v1/models": {"data": [{"id": "tiny", "max_model_len": 64}]},
-                "/v1/loads": {"loads": [{"num_running_reqs": 3, "num_waiting_reqs": 2}]},
+                "/v1/loads": {"loads": self.loads},
             }
             await asked.answer(told[path], self.ready if path == "/ready" else 200)
 

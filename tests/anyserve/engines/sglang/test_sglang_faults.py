@@ -26,6 +26,7 @@ from anyserve.errors import (
 )
 from anyserve.testing import open_test_client
 
+LOADS = "/v1/loads?include=core"
 Attach = Callable[..., AbstractAsyncContextManager[SglangEngine]]
 
 
@@ -272,7 +273,7 @@ async def test_a_server_that_is_down_is_refused_and_comes_back(
         await text(engine)
     server.ready, server.generate = 200, None
     await probed()
-    await server.until_asked("/v1/loads?include=core", 2)
+    await server.until_asked(LOADS, 2)
     await trio.testing.wait_all_tasks_blocked()
     assert await text(engine) == "Hello!"
 
@@ -322,9 +323,43 @@ async def test_nobody_there_is_unavailable_and_may_be_served_elsewhere() -> None
     assert caught.value.elsewhere
 
 
-async def test_the_load_is_what_the_server_says(engine: SglangEngine) -> None:
-    load = engine.load()
-    assert (load.running, load.waiting, load.free_slots) == (3, 2, 1)
+async def test_others_are_those_that_the_server_has_and_that_are_not_ours(
+    server: Any, engine: SglangEngine, probed: Callable[[], Awaitable[None]]
+) -> None:
+    async def seen() -> int:
+        times = len(server.bodies(LOADS))
+        await probed()
+        await server.until_asked(LOADS, times + 1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        return engine.others()
+
+    assert await seen() == 5  # 3 run and 2 wait
+    server.generate = server.gives_up
+    async with (
+        aclosing(engine.generate("a", Sampling())) as first,
+        aclosing(engine.generate("b", Sampling())) as second,
+    ):
+        await anext(first)
+        await anext(second)
+        assert await seen() == 3
+    assert await seen() == 3  # its figures may be older than the end of ours
+    assert await seen() == 5
+    server.loads = []
+    assert await seen() == 0
+    server.loads = None
+    assert await seen() == 0  # that is no answer
+
+
+async def test_a_pool_gives_texts_to_those_that_others_leave_free(
+    server: Any, attach: Attach
+) -> None:
+    async with EnginePool.open([attach, attach]) as pool:
+        assert pool.others() == 10
+        busy, free = pool.members
+        free.engine.monitor.others = 1
+        assert (pool.others(), pool._pick()) == (6, free)
+        busy.engine.monitor.others = 0
+        assert (pool.others(), pool._pick()) == (1, busy)
 
 
 async def test_a_pool_gives_texts_to_those_with_least_to_do(server: Any, attach: Attach) -> None:
