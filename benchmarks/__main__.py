@@ -23,6 +23,7 @@ from benchmarks import (
     scheduler_registry,
     scheduler_routing,
     servers,
+    sglang,
     streams,
     tensors,
     transport,
@@ -48,6 +49,7 @@ _BENCHMARKS: dict[str, Callable[[int], None]] = {
     "scheduler_gateway": scheduler_gateway.run,
     "agreement": lambda rounds: agreement.run(),
     "resume": resume.run,
+    "sglang": sglang.run,
 }
 
 

@@ -76,8 +76,8 @@ async def _speak(exchange: Exchange, tokens: int) -> None:
     exchange.end()
 
 
-def _json(answer: Any) -> Handler:
-    """A handler that answers so."""
+def answering(answer: Any) -> Handler:
+    """A handler that answers with that JSON."""
     body = json.dumps(answer).encode()
     return lambda exchange: exchange.respond(200, body)
 
@@ -88,9 +88,9 @@ def main() -> None:
     routes.add("POST", chats.PATH, _chat)
     # What gateways want to know of a worker before they believe in it.
     for path in ("health", "server_info", "get_server_info", "model_info", "get_model_info"):
-        routes.add("GET", f"/{path}", _json(_ABOUT))
+        routes.add("GET", f"/{path}", answering(_ABOUT))
     models = {"object": "list", "data": [{"id": chats.MODEL, "object": "model"}]}
-    routes.add("GET", "/v1/models", _json(models))
+    routes.add("GET", "/v1/models", answering(models))
     trio.run(http_server.serve, routes)
 
 

@@ -91,11 +91,12 @@ def run(rounds: int) -> None:
 def _first_tokens(running: Sequence[Server], rounds: int) -> str:
     """The table of the time to the first token; the first server stands behind the others."""
     times: dict[Server, list[float]] = {server: [] for server in running}
+    body = chats.body(2, stream=True)
     for turn in range(rounds + 1):
         print(f"first tokens, round {turn} of {rounds}", file=sys.stderr)
         for server in running:
-            found = [1e3 * time for time in first_token_times(server.address, FIRST_TOKENS)]
-            times[server] += found if turn else []
+            found = first_token_times(server.address, body, FIRST_TOKENS)
+            times[server] += [1e3 * time for time in found if turn]
     alone = median(times[running[0]])
     rows = [
         [

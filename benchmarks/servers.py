@@ -163,6 +163,14 @@ def llama() -> Iterator[Server]:
 
 
 @contextmanager
+def sglang_mock() -> Iterator[Server]:
+    """`benchmarks.sglang_mock`, on the load's core."""
+    arguments = ("-m", "benchmarks.sglang_mock")
+    with _running("mock of SGLang", *arguments, cores=str(LOAD_CORE)) as server:
+        yield server
+
+
+@contextmanager
 def chat_worker() -> Iterator[Server]:
     """`benchmarks.chat_worker`, on the load's core: what is measured is before it."""
     arguments = ("-m", "benchmarks.chat_worker")
@@ -198,8 +206,17 @@ def child(
     log: IO[str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """`python` with `arguments`, on those cores; what it prints is piped, or all goes to `log`."""
+    with command(python, *arguments, cores=cores, log=log) as process:
+        yield process
+
+
+@contextmanager
+def command(
+    *words: str, cores: str = str(SERVER_CORE), log: IO[str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Any program, as `child` runs them."""
     with subprocess.Popen(
-        ["taskset", "--cpu-list", cores, python, *arguments],
+        ["taskset", "--cpu-list", cores, *words],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if log is None else log,
