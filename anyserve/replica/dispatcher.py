@@ -23,6 +23,9 @@ from anyserve.replica.timings import Timings
 if TYPE_CHECKING:
     from anyserve.replica.execution import Execution
 
+_MATCHES = 256
+"""Needs whose matches are remembered."""
+
 
 class Dispatcher(Actor[None]):
     """Pools of workers by capability, and the requests in them.
@@ -41,8 +44,8 @@ class Dispatcher(Actor[None]):
         self._is_timed = is_timed
         self._pools: dict[str, Pool] = {}
         self._sequences: dict[str, Sequences] = {}
-        self._matches: dict[tuple[str, str], list[Pool]] = {}
-        """By the name and version of needs without attributes that something satisfies."""
+        self._matches: dict[tuple[object, ...], list[Pool]] = {}
+        """By name, version and attributes of needs that something satisfies."""
         self._intake: Intake[Execution] = Intake()
         self.turned_away = 0
         """Requests that no capability was found for, or that came while it drains."""
@@ -138,12 +141,13 @@ class Dispatcher(Actor[None]):
 
         Raises `NotFound` in words when there is none.
         """
-        if need.attributes:
-            return self._search(need)
-        key = need.name, need.version
+        key: tuple[object, ...] = need.name, need.version, *need.attributes.items()
         found = self._matches.get(key)
         if found is None:
-            found = self._matches[key] = self._search(need)
+            found = self._search(need)
+            if len(self._matches) >= _MATCHES:
+                self._matches.clear()  # a limit may be any number
+            self._matches[key] = found
         return found
 
     def _search(self, need: Capability) -> list[Pool]:

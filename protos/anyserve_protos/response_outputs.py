@@ -1,4 +1,4 @@
-"""ModelInferResponses of one request, whose outputs are read by name and not decoded."""
+"""ModelInferResponses, whose outputs are read by name and not decoded."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ class ResponseReader:
         self._names: tuple[str, ...] = ()
         """Its outputs."""
 
+    @property
+    def head(self) -> bytes:
+        """What stands before the raw contents of the response that was read last."""
+        return self._head
+
     def outputs(self, message: Buffer) -> dict[str, bytes]:
         """The raw contents of the outputs by name; raises `WireError` for no such response."""
-        data = bytes(message)
+        data = message if type(message) is bytes else bytes(message)
         contents = None
         if data.startswith(self._head) and data.endswith(self._tail):
             contents = _contents(data, len(self._head), len(data) - len(self._tail))
@@ -63,7 +68,9 @@ def _contents(data: bytes, position: int, stop: int) -> list[bytes] | None:
     while position < stop:
         if data[position] != _RAW:
             return None
-        size, first = read_varint(data, position + 1, len(data))
+        first = position + 2
+        if first > stop or (size := data[position + 1]) > 0x7F:
+            size, first = read_varint(data, position + 1, len(data))
         position = first + size
         contents.append(data[first:position])
     return contents if position == stop else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from collections.abc import Callable
 
 import msgspec
+from anyserve_protos.response_outputs import ResponseReader
 
 from anyserve.burst import now
 from anyserve.errors import InvalidArgument
@@ -40,6 +41,7 @@ class OpenAIDoor:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._models = Models(backend, now)
+        self._responses = ResponseReader()
 
     def add_to(self, routes: Routes) -> None:
         """Serve `/v1/...`."""
@@ -123,7 +125,7 @@ class OpenAIDoor:
             )
         else:
             generation = Whole(exchange, form, samples=samples, prompts=len(bodies))
-        generation.start(self._backend, bodies, _metadata(exchange), deadline)
+        generation.start(self._backend, bodies, _metadata(exchange), deadline, self._responses)
 
 
 def _answering(handler: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
@@ -142,7 +144,7 @@ def _answering(handler: Callable[[Exchange], None]) -> Callable[[Exchange], None
 
 
 def _identity(kind: str, model: str) -> Identity:
-    return Identity(f"{kind}-{secrets.token_hex(12)}", int(time.time()), model)
+    return Identity(f"{kind}-{random.getrandbits(96):024x}", int(time.time()), model)
 
 
 def _request_id(exchange: Exchange) -> str:

@@ -8,6 +8,7 @@ from binascii import b2a_base64
 from typing import Any
 
 import msgspec
+from anyserve_protos.response_outputs import ResponseReader
 
 from anyserve.errors import AnyServeError, Internal
 from anyserve.http.exchange import Exchange
@@ -34,7 +35,7 @@ class Embeddings:
     def on_response(self, message: Buffer) -> None:
         """See `Answers`."""
         try:
-            self._outputs = Reader().outputs(message)
+            self._outputs = Reader(ResponseReader()).outputs(message)
         except Internal as error:
             self.on_end(error)
 

@@ -6,6 +6,7 @@ What the chunks of one stream have in common is written once; a piece of text co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import attrs
@@ -59,8 +60,8 @@ class ChatForm:
     def __init__(self, identity: Identity, *, tools: bool, usage: bool) -> None:
         """tools: whether calls are looked for. usage: whether a stream tells its token counts."""
         self._identity = identity
+        self._usage = usage
         self._parsers: dict[int, ToolParser] | None = {} if tools else None
-        self._before, self._after = _event(identity, "chat.completion.chunk", usage)
         self._begun: set[int] = set()
 
     def whole(self, choices: Sequence[Choice], usage: Mapping[str, Any]) -> bytes:
@@ -91,14 +92,19 @@ class ChatForm:
     def _chunk(
         self, index: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null"
     ) -> bytes:
+        before, after = self._around
         return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}%b' % (
-            self._before,
+            before,
             index,
             delta,
             logprobs,
             reason,
-            self._after,
+            after,
         )
+
+    @cached_property
+    def _around(self) -> tuple[bytes, bytes]:
+        return _event(self._identity, "chat.completion.chunk", self._usage)
 
     def _with_calls(self, piece: Piece, logprobs: bytes) -> bytes:
         assert self._parsers is not None
@@ -152,7 +158,7 @@ class CompletionForm:
     def __init__(self, identity: Identity, *, echoes: Sequence[str], usage: bool) -> None:
         """echoes: what stands before each text of a stream. usage: as in a chat."""
         self._identity = identity
-        self._before, self._after = _event(identity, "text_completion", usage)
+        self._usage = usage
         self._echoes = dict(enumerate(echoes))
         self._offsets: dict[int, int] = {}
 
@@ -175,14 +181,19 @@ class CompletionForm:
         logprobs = b"null"
         if piece.logprobs:
             logprobs = _encode(self._logprobs(piece.index, msgspec.json.decode(piece.logprobs)))
+        before, after = self._around
         return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}%b' % (
-            self._before,
+            before,
             piece.index,
             _encode(text),
             logprobs,
             _encode(piece.finish_reason or None),
-            self._after,
+            after,
         )
+
+    @cached_property
+    def _around(self) -> tuple[bytes, bytes]:
+        return _event(self._identity, "text_completion", self._usage)
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """See `Form`."""

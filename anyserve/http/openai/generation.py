@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from anyserve_protos.response_outputs import ResponseReader
 
 from anyserve.errors import AnyServeError, Internal
 from anyserve.http.backend import Backend, Running
@@ -43,12 +44,16 @@ class Generation:
         bodies: Sequence[bytes],
         metadata: Mapping[str, str],
         deadline: float,
+        responses: ResponseReader,
     ) -> None:
-        """Send the requests; what is wrong with them is the answer."""
+        """Send the requests; what is wrong with them is the answer.
+
+        responses: reads those of all requests.
+        """
         for number, body in enumerate(bodies):
             if self.exchange.over:
                 return
-            source = _Source(self, number)
+            source = _Source(self, number, Reader(responses))
             running = backend.infer(
                 body, once=False, metadata=metadata, deadline=deadline, answers=source
             )
@@ -107,10 +112,10 @@ class Generation:
 class _Source:
     """One of the requests."""
 
-    def __init__(self, generation: Generation, prompt: int) -> None:
+    def __init__(self, generation: Generation, prompt: int, reader: Reader) -> None:
         self._generation = generation
         self._prompt = prompt
-        self._reader = Reader()
+        self._reader = reader
 
     def on_response(self, message: Buffer) -> None:
         """See `Answers`."""

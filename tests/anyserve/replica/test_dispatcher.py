@@ -395,6 +395,22 @@ async def test_a_version_that_is_needed_is_served_by_the_least_powerful_that_has
         dispatcher.match(need["2"])
 
 
+async def test_what_is_needed_of_an_offer_is_looked_for_in_what_is_offered_now() -> None:
+    dispatcher = Dispatcher()
+    need = {model: Capability("echo", {"model": model}) for model in ("one", "two")}
+    for model, other in (("one", "two"), ("two", "one")):
+        dispatcher.worker_up(ManualExecutor(model), [Offer(Capability("echo", {"model": model}))])
+        dispatcher.set_state("echo", State.READY)
+        for _ in range(2):
+            assert [pool.offer.name for pool in dispatcher.match(need[model])] == ["echo"]
+            with pytest.raises(NotFound, match=f"model={model}, not {other}"):
+                dispatcher.match(need[other])
+    for room in range(1000):  # clients may ask for any
+        assert dispatcher.match(Capability("echo", {"model": "two"}))
+        with pytest.raises(NotFound):
+            dispatcher.match(Capability("echo", {"max_room": room}))
+
+
 async def test_an_unknown_capability_is_not_found_and_the_message_names_what_there_is() -> None:
     dispatcher = serving(ManualExecutor())
     with pytest.raises(NotFound, match="there is: echo"):

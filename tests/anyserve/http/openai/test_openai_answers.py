@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from anyserve_protos.infer_wire import response_pieces
 from anyserve_protos.response_head import OutputHead, encode_response_head
-from hypothesis import given
+from anyserve_protos.response_outputs import ResponseReader
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyserve.errors import Internal
-from anyserve.http.openai.answers import Reader
+from anyserve.http.openai.answers import Piece, Reader
 
 NAMES = ("text_output", "finish_reason", "num_input_tokens", "num_output_tokens")
 
@@ -40,13 +41,69 @@ def text(piece: str, reason: str = "", given: int = 3, made: int = 1) -> dict[st
     )
 )
 def test_what_was_written_is_read(pieces: list[tuple[str, str, int]]) -> None:
-    reader = Reader()
+    reader = Reader(ResponseReader())
     for index, (piece, reason, made) in enumerate(pieces):
         # The head changes now and then, as the last response's does.
         read = reader.read(response(text(piece, reason, 7, made), "x" * (index % 3)))
         assert read is not None
         assert (read.text, read.finish_reason) == (piece, reason)
         assert (read.prompt_tokens, read.output_tokens) == (7, made)
+
+
+TEXTS = [element(text) for text in (b"", b"a", b"bcd", b"x" * 123, b"x" * 124, b"\xff")]
+TEXTS += [b"", b"\1\0\0", b"\3\0\0\0abcdef", element(b"a") + element(b"b")]
+NUMBER = st.sampled_from([b"\0\0\0\0", b"\7\0\0\0", b"\0\0\0\7", b"\7\0", b""])
+CONTENTS = st.fixed_dictionaries(
+    {
+        "text_output": st.sampled_from(TEXTS),
+        "finish_reason": st.sampled_from([element(b""), element(b"stop"), b"", b"\1\0\0\0"]),
+        "num_input_tokens": NUMBER,
+        "num_output_tokens": NUMBER,
+    }
+)
+FLAG = encode_response_head("", "", "", {"triton_final_response": False}, ())
+USUAL = text("abc")
+FORMS = st.builds(
+    lambda contents, more, tail: [
+        response({**contents, **more, "text_output": text, "num_output_tokens": count}) + tail
+        for text in TEXTS
+        for count in (b"\1\0\0\0", b"\2\1\0\0")
+    ],
+    st.one_of(
+        CONTENTS,
+        st.sampled_from(
+            [
+                USUAL,
+                {**USUAL, "num_input_tokens": b"\4\0\0\0"},
+                {**USUAL, "finish_reason": b"\0\0\0\1"},
+                dict(reversed(USUAL.items())),
+            ]
+        ),
+    ),
+    st.sampled_from(
+        [{}, {"num_cached_tokens": b"\5\0\0\0"}]
+        + [{"index": number} for number in (b"\0\0\0\0", b"\1\0\0\0")]
+    ),
+    st.sampled_from([b"", FLAG, FLAG[:-1], b"\x1a\1x"]),
+)
+MESSAGES = st.lists(FORMS.flatmap(st.sampled_from), min_size=2, max_size=6)
+
+
+@settings(max_examples=1000)
+@given(MESSAGES)
+def test_what_came_before_changes_nothing_of_what_is_read(messages: list[bytes]) -> None:
+    together = ResponseReader()
+    reader = Reader(together)
+    for message in messages:
+        assert reading(reader, message) == reading(Reader(ResponseReader()), message)
+        reading(Reader(together), message)  # of another text
+
+
+def reading(reader: Reader, message: bytes) -> Piece | type[Internal] | None:
+    try:
+        return reader.read(message)
+    except Internal:
+        return Internal
 
 
 def test_outputs_may_come_in_any_order_and_more_than_four() -> None:
@@ -57,7 +114,7 @@ def test_outputs_may_come_in_any_order_and_more_than_four() -> None:
         "num_cached_tokens": np.array([5], np.uint32).tobytes(),
         **text("hi", "length"),
     }
-    piece = Reader().read(response(contents))
+    piece = Reader(ResponseReader()).read(response(contents))
     assert piece is not None
     assert (piece.text, piece.index, piece.cached_tokens) == ("hi", 2, 5)
     assert piece.logprobs == logprobs
@@ -72,7 +129,7 @@ def test_raw_contents_may_come_before_other_fields() -> None:
             )
         ) :
     ]
-    reader = Reader()
+    reader = Reader(ResponseReader())
     for _ in range(2):
         piece = reader.read(raw + whole[: -len(raw)])
         assert piece is not None
@@ -80,7 +137,7 @@ def test_raw_contents_may_come_before_other_fields() -> None:
 
 
 def test_a_response_without_text_brings_nothing() -> None:
-    assert Reader().read(response({})) is None
+    assert Reader(ResponseReader()).read(response({})) is None
 
 
 @pytest.mark.parametrize(
@@ -95,4 +152,4 @@ def test_a_response_without_text_brings_nothing() -> None:
 )
 def test_what_is_no_such_response_is_internal(message: bytes) -> None:
     with pytest.raises(Internal):
-        Reader().read(message)
+        Reader(ResponseReader()).read(message)
