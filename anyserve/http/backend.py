@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
+from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.capability import Capability
 from anyserve.errors import AnyServeError
@@ -75,7 +76,7 @@ class Backend(Protocol):
 
     def infer(
         self,
-        body: bytes,
+        request: InferRequestHead,
         *,
         once: bool,
         metadata: Mapping[str, str],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-import attrs
 from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.errors import AnyServeError, Unimplemented
@@ -14,7 +13,6 @@ from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Call, Reply
 from anyserve.replica.execution import Execution
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER, Handback, Relay
-from anyserve.replica.inference import scan
 from anyserve.stream_errors import unwrapped
 from anyserve.traces import Trace
 from anyserve.transport.rpc import Metadata
@@ -70,16 +68,11 @@ class AnywhereRequest(ABC):
     def finish(self, error: AnyServeError | None) -> None:
         """Tell whoever asked that there are no more."""
 
-    def begin(self, body: bytes, raw: Sequence[memoryview] = ()) -> None:
-        """Run a ModelInferRequest; what is wrong with it is told as its end.
-
-        raw: its raw contents, where they are not in `body`.
-        """
+    def begin(self, head: InferRequestHead) -> None:
+        """Run a request; what is wrong with it is told as its end."""
+        self._head = head
         try:
-            self._head = scan(body)
-            if raw:
-                self._head = attrs.evolve(self._head, raw=raw)
-            call = self.accept(self._head)
+            call = self.accept(head)
             self._execution = Execution(self._dispatcher, call, self, self._name)
             self._execution.start()
         except AnyServeError as error:

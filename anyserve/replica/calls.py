@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import attrs
 from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.capability import need_of
-from anyserve.errors import AnyServeError, FailedPrecondition, ResourceExhausted
+from anyserve.errors import (
+    AnyServeError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from anyserve.pairs import check_client, check_paired
 from anyserve.replica.anywhere import AnywhereRequest
 from anyserve.replica.dispatcher import Dispatcher
 from anyserve.replica.exchange import Answered, Asked, Call, Called, Reply
 from anyserve.replica.handback import Handback
+from anyserve.replica.inference import scan
 from anyserve.replica.sequences import sequence_of
 from anyserve.traces import Trace, at_door
 
@@ -58,7 +65,13 @@ class CalledRequest(AnywhereRequest):
     def start(self) -> None:
         """Begin it; what is wrong with it is told as its end."""
         self._parent.open_calls += 1
-        self.begin(self._asked.head, self._asked.raw)
+        asked = self._asked
+        try:
+            head = scan(asked.head)
+        except InvalidArgument as error:
+            self._end(error)
+        else:
+            self.begin(attrs.evolve(head, raw=asked.raw) if asked.raw else head)
 
     def accept(self, head: InferRequestHead) -> Call:
         """See `AnywhereRequest`."""

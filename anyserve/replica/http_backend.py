@@ -51,7 +51,7 @@ class ReplicaBackend:
 
     def infer(
         self,
-        body: bytes,
+        request: InferRequestHead,
         *,
         once: bool,
         metadata: Mapping[str, str],
@@ -59,9 +59,9 @@ class ReplicaBackend:
         answers: Answers,
     ) -> HttpInference:
         """See `Backend`."""
-        request = HttpInference(self, once, metadata, deadline, answers)
-        request.begin(body)
-        return request
+        inference = HttpInference(self, once, metadata, deadline, answers)
+        inference.begin(request)
+        return inference
 
     async def call(self, method: str, message: Any) -> Any:
         """See `Backend`."""

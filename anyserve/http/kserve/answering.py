@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 import msgspec
+from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.errors import AnyServeError, Internal
 from anyserve.http import metadata
@@ -25,14 +26,15 @@ Write = Callable[[bytes], tuple[bytes, str, Fields]]
 """Makes of a ModelInferResponse a body, its content type and its headers."""
 
 
-def begin(exchange: Exchange, backend: Backend, body: bytes, answers: Answers, once: bool) -> None:
-    """Run a ModelInferRequest for an exchange; its client's going and slow reading pass through."""
-    request = exchange.request
+def begin(
+    exchange: Exchange, backend: Backend, request: InferRequestHead, answers: Answers, once: bool
+) -> None:
+    """Run a request for an exchange; its client's going and slow reading pass through."""
     running: Running = backend.infer(
-        body,
+        request,
         once=once,
-        metadata=metadata.passed(request),
-        deadline=metadata.deadline(request),
+        metadata=metadata.passed(exchange.request),
+        deadline=metadata.deadline(exchange.request),
         answers=answers,
     )
     if not exchange.over:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from anyserve_protos import inference as pb
+from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.http.backend import Backend
 from anyserve.http.exchange import JSON, Exchange
@@ -80,22 +81,22 @@ class KServe:
 
     def infer(self, exchange: Exchange) -> None:
         """One request, exactly one response."""
-        body, form = read_request(exchange.request, *_model(exchange))
+        request, form = read_request(exchange.request, *_model(exchange))
         answers = Whole(exchange, lambda message: write_response(message, form))
-        begin(exchange, self._backend, body, answers, once=True)
+        begin(exchange, self._backend, request, answers, once=True)
 
     async def generate(self, exchange: Exchange) -> None:
         """The same in flat JSON."""
-        body = await self._generated(exchange)
+        request = await self._generated(exchange)
         answers = Whole(exchange, lambda message: (write_generated(message), JSON, ()))
-        begin(exchange, self._backend, body, answers, once=True)
+        begin(exchange, self._backend, request, answers, once=True)
 
     async def generate_stream(self, exchange: Exchange) -> None:
         """One request in flat JSON, and any number of responses as events."""
-        body = await self._generated(exchange)
-        begin(exchange, self._backend, body, Events(exchange, write_generated), once=False)
+        request = await self._generated(exchange)
+        begin(exchange, self._backend, request, Events(exchange, write_generated), once=False)
 
-    async def _generated(self, exchange: Exchange) -> bytes:
+    async def _generated(self, exchange: Exchange) -> InferRequestHead:
         name, version = _model(exchange)
         request = pb.ModelMetadataRequest(name=name, version=version)
         model = await self._backend.call("ModelMetadata", request)

@@ -13,17 +13,17 @@ from typing import Any
 import msgspec
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
-from anyserve_protos.infer_wire import join_request
+from anyserve_protos.infer_wire import InferRequestHead
 
 from anyserve.errors import InvalidArgument
-from anyserve.http.kserve.inference import encode_parameters, read_json, said_of, serialised
+from anyserve.http.kserve.inference import encode_parameters, read_json, said_of, taken_apart
 from anyserve.http.kserve.tensors import from_raw, to_raw
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
 _GUESSED: dict[type, str] = {str: "BYTES", bool: "BOOL", int: "INT64", float: "FP32"}
 
 
-def read_generate(body: bytes, model: pb.ModelMetadataResponse, version: str) -> bytes:
+def read_generate(body: bytes, model: pb.ModelMetadataResponse, version: str) -> InferRequestHead:
     """A ModelInferRequest; raises `InvalidArgument`."""
     asked: dict[str, Any] = read_json(_decoder, body)
     identity = asked.pop("id", "")
@@ -49,7 +49,7 @@ def read_generate(body: bytes, model: pb.ModelMetadataResponse, version: str) ->
         if not isinstance(value, str | int | float):
             raise InvalidArgument(f"parameter {name[:100]!r} is no text, number or bool")
     message.parameters = encode_parameters(values)
-    return join_request(serialised(message), raw)
+    return taken_apart(message, raw)
 
 
 def write_generated(message: bytes) -> bytes:

@@ -6,14 +6,14 @@ In Triton's binary form the JSON is followed by the raw contents of tensors, eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 import attrs
 import msgspec
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
-from anyserve_protos.infer_wire import join_request
+from anyserve_protos.infer_wire import InferRequestHead, scan_request
 
 from anyserve import parameters
 from anyserve.capability import Attribute
@@ -94,7 +94,7 @@ def encode_parameters(values: Mapping[str, Attribute]) -> dict[str, pb.InferPara
         raise InvalidArgument(f"a parameter is {error}") from None
 
 
-def read_request(request: HttpRequest, model: str, version: str) -> tuple[bytes, Form]:
+def read_request(request: HttpRequest, model: str, version: str) -> tuple[InferRequestHead, Form]:
     """A ModelInferRequest, and the form that its answer is wanted in; raises `InvalidArgument`."""
     body = memoryview(request.body)
     size = _json_size(request, len(body))
@@ -141,7 +141,7 @@ def read_request(request: HttpRequest, model: str, version: str) -> tuple[bytes,
         )
         for each in asked.outputs
     ]
-    return join_request(serialised(message), raw), form
+    return taken_apart(message, raw), form
 
 
 def write_response(message: bytes, form: Form) -> tuple[bytes, str, Fields]:
@@ -195,9 +195,12 @@ def _json_size(request: HttpRequest, length: int) -> int:
     return int(given)
 
 
-def serialised(message: pb.ModelInferRequest) -> bytes:
-    """The bytes of a request without raw contents; raises `InvalidArgument`."""
+def taken_apart(
+    message: pb.ModelInferRequest, raw: Sequence[bytes | memoryview]
+) -> InferRequestHead:
+    """The request as if it had come in bytes, with these raw contents; raises `InvalidArgument`."""
     try:
-        return bytes(message)
+        head = scan_request(bytes(message))
     except (ValueError, OverflowError, UnicodeEncodeError) as error:
         raise InvalidArgument(f"the request has what no message can hold: {error}") from None
+    return attrs.evolve(head, raw=[memoryview(content) for content in raw])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from anyserve_protos.infer_wire import InferRequestHead
 from anyserve_protos.response_outputs import ResponseReader
 
 from anyserve.burst import now
@@ -19,7 +20,7 @@ from anyserve.http.openai.errors import Refused, body_of, error_body, refused
 from anyserve.http.openai.forms import ChatForm, CompletionForm, Form, Identity
 from anyserve.http.openai.generation import Generation, Streamed, Whole
 from anyserve.http.openai.models import Models
-from anyserve.http.openai.requests import chat_body, completion_body, embedding_body
+from anyserve.http.openai.requests import of_chat, of_completion, of_embedding
 from anyserve.http.openai.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -79,8 +80,8 @@ class OpenAIDoor:
             tools=request.uses_tools,
             usage=request.include_usage,
         )
-        body = chat_body(target, request, _request_id(exchange))
-        self._generate(exchange, request, form, [body])
+        asked = of_chat(target, request, _request_id(exchange))
+        self._generate(exchange, request, form, [asked])
 
     def completion(self, exchange: Exchange) -> None:
         """`POST /v1/completions`."""
@@ -92,15 +93,15 @@ class OpenAIDoor:
         form = CompletionForm(
             _identity("cmpl", request.model), echoes=echoes, usage=request.include_usage
         )
-        bodies = [completion_body(target, request, prompt, identity) for prompt in prompts]
-        self._generate(exchange, request, form, bodies)
+        asked = [of_completion(target, request, prompt, identity) for prompt in prompts]
+        self._generate(exchange, request, form, asked)
 
     def embeddings(self, exchange: Exchange) -> None:
         """`POST /v1/embeddings`."""
         request = decode(EmbeddingRequest, exchange.request.body)
         target = self._models.target(request.model, EMBEDDING)
         running = self._backend.infer(
-            embedding_body(target, request.texts, _request_id(exchange)),
+            of_embedding(target, request.texts, _request_id(exchange)),
             once=True,
             metadata=_metadata(exchange),
             deadline=_deadline(exchange),
@@ -110,7 +111,7 @@ class OpenAIDoor:
             exchange.on_gone = running.cancel
 
     def _generate(
-        self, exchange: Exchange, request: TextRequest, form: Form, bodies: list[bytes]
+        self, exchange: Exchange, request: TextRequest, form: Form, asked: list[InferRequestHead]
     ) -> None:
         deadline = _deadline(exchange)
         samples = request.n or 1
@@ -120,12 +121,12 @@ class OpenAIDoor:
                 exchange,
                 form,
                 samples=samples,
-                prompts=len(bodies),
+                prompts=len(asked),
                 usage=request.include_usage,
             )
         else:
-            generation = Whole(exchange, form, samples=samples, prompts=len(bodies))
-        generation.start(self._backend, bodies, _metadata(exchange), deadline, self._responses)
+            generation = Whole(exchange, form, samples=samples, prompts=len(asked))
+        generation.start(self._backend, asked, _metadata(exchange), deadline, self._responses)
 
 
 def _answering(handler: Callable[[Exchange], None]) -> Callable[[Exchange], None]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from anyserve_protos.infer_wire import InferRequestHead
 from anyserve_protos.response_outputs import ResponseReader
 
 from anyserve.errors import AnyServeError, Internal
@@ -41,7 +42,7 @@ class Generation:
     def start(
         self,
         backend: Backend,
-        bodies: Sequence[bytes],
+        requests: Sequence[InferRequestHead],
         metadata: Mapping[str, str],
         deadline: float,
         responses: ResponseReader,
@@ -50,12 +51,12 @@ class Generation:
 
         responses: reads those of all requests.
         """
-        for number, body in enumerate(bodies):
+        for number, request in enumerate(requests):
             if self.exchange.over:
                 return
             source = _Source(self, number, Reader(responses))
             running = backend.infer(
-                body, once=False, metadata=metadata, deadline=deadline, answers=source
+                request, once=False, metadata=metadata, deadline=deadline, answers=source
             )
             self._running.append(running)
         if self.exchange.over:

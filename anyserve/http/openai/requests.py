@@ -1,12 +1,13 @@
-"""Requests of OpenAI's API as ModelInferRequests."""
+"""Requests of OpenAI's API as ModelInferRequests, taken apart as those that come in bytes are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
 
+import attrs
 import msgspec
-from anyserve_protos.infer_wire import join_request
+from anyserve_protos.infer_wire import InferRequestHead
 from anyserve_protos.response_head import OutputHead, encode_response_head
 
 from anyserve.capability import NEED_PREFIX, Attribute
@@ -40,8 +41,8 @@ _SAME_NAME = (
 _MOST_TOKENS = 2**31 - 1
 
 
-def chat_body(target: Target, request: ChatRequest, identity: str) -> bytes:
-    """The ModelInferRequest of a chat.
+def of_chat(target: Target, request: ChatRequest, identity: str) -> InferRequestHead:
+    """The request of a chat.
 
     The messages come first, since routing looks for what prompts have in common in the first input.
     """
@@ -56,10 +57,10 @@ def chat_body(target: Target, request: ChatRequest, identity: str) -> bytes:
     return _body(target, inputs, sampling, request, identity)
 
 
-def completion_body(
+def of_completion(
     target: Target, request: CompletionRequest, prompt: str, identity: str
-) -> bytes:
-    """The ModelInferRequest of one prompt of a completion."""
+) -> InferRequestHead:
+    """The request of one prompt of a completion."""
     sampling = _sampling(request)
     sampling["max_tokens"] = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     if request.logprobs is not None:
@@ -67,13 +68,10 @@ def completion_body(
     return _body(target, {"text_input": _text(prompt.encode())}, sampling, request, identity)
 
 
-def embedding_body(target: Target, texts: list[str], identity: str) -> bytes:
-    """The ModelInferRequest of texts to be embedded."""
-    head = _head(target.capability, target.attributes, ("text_input",), len(texts))
-    return join_request(
-        head + encode_response_head("", "", identity, {}, ()),
-        [b"".join([_text(text.encode()) for text in texts])],
-    )
+def of_embedding(target: Target, texts: list[str], identity: str) -> InferRequestHead:
+    """The request of texts to be embedded."""
+    kind = _kind(target.capability, target.attributes, ("text_input",), len(texts))
+    return _request(kind, {}, identity, [b"".join([_text(text.encode()) for text in texts])])
 
 
 def _sampling(request: TextRequest) -> dict[str, object]:
@@ -111,7 +109,7 @@ def _body(
     sampling: Mapping[str, object],
     request: TextRequest,
     identity: str,
-) -> bytes:
+) -> InferRequestHead:
     raw = [
         *inputs.values(),
         _text(msgspec.json.encode(sampling)),
@@ -123,31 +121,53 @@ def _body(
         parameters[SESSION] = request.prompt_cache_key
     if request.resume is False:
         parameters[RESUME] = False
-    own = encode_response_head("", "", identity, parameters, ())
     counted = not request.stream or request.include_usage
-    return join_request(_head(target.capability, target.attributes, names, 1, counted) + own, raw)
+    kind = _kind(target.capability, target.attributes, names, 1, counted)
+    return _request(kind, parameters, identity, raw)
+
+
+@attrs.frozen
+class _Kind:
+    """What requests of one kind have in common."""
+
+    capability: str
+    parameters: Mapping[str, Attribute]
+    head: bytes
+    """A ModelInferRequest that more can be put behind."""
 
 
 @lru_cache(256)
-def _head(
+def _kind(
     capability: str,
     attributes: tuple[tuple[str, Attribute], ...],
     inputs: tuple[str, ...],
     size: int,
     counted: bool = False,
-) -> bytes:
-    """What requests of one kind have in common: a ModelInferRequest that more can be put behind.
-
-    Up to the raw contents it has the same fields as a ModelInferResponse. counted: whether cached
-    tokens are to be told, which not every response need have.
-    """
+) -> _Kind:
+    """counted: whether cached tokens are to be told, which not every response need have."""
     tensors = [
         OutputHead(name, "BOOL" if name == "stream" else "BYTES", (size,)) for name in inputs
     ]
     parameters = {NEED_PREFIX + name: value for name, value in attributes}
     if counted:
         parameters["return_num_cached_tokens"] = True
-    return encode_response_head(capability, "", "", parameters, tensors)
+    # Up to the raw contents, a request has the same fields as a response.
+    head = encode_response_head(capability, "", "", parameters, tensors)
+    return _Kind(capability, parameters, head)
+
+
+def _request(
+    kind: _Kind, parameters: Mapping[str, Attribute], identity: str, raw: list[bytes]
+) -> InferRequestHead:
+    """A request of that kind, as if it had come in bytes."""
+    return InferRequestHead(
+        kind.capability,
+        "",
+        identity,
+        {**kind.parameters, **parameters},
+        kind.head + encode_response_head("", "", identity, parameters, ()),
+        [memoryview(content) for content in raw],
+    )
 
 
 def _text(data: bytes) -> bytes:

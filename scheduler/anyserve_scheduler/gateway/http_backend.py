@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
+from anyserve_protos.infer_wire import InferRequestHead, join_request
 
 from anyserve.capability import power
 from anyserve.errors import AnyServeError, Internal, Unavailable
 from anyserve.http.backend import Answers, Offered
 from anyserve.replica.handback import MODEL_INFER, MODEL_STREAM_INFER
-from anyserve.replica.inference import scan
 from anyserve.stream_errors import unwrapped
 from anyserve_scheduler.fleet import ReplicaState
 from anyserve_scheduler.gateway.forwarding import Forwarding
@@ -53,7 +53,7 @@ class GatewayBackend:
 
     def infer(
         self,
-        body: bytes,
+        request: InferRequestHead,
         *,
         once: bool,
         metadata: Mapping[str, str],
@@ -61,9 +61,9 @@ class GatewayBackend:
         answers: Answers,
     ) -> ForwardedInference:
         """See `Backend`."""
-        request = ForwardedInference(once, answers)
-        request.start(self.ways, body, metadata, deadline)
-        return request
+        inference = ForwardedInference(once, answers)
+        inference.start(self.ways, request, metadata, deadline)
+        return inference
 
     async def call(self, method: str, message: Any) -> Any:
         """See `Backend`."""
@@ -81,15 +81,20 @@ class ForwardedInference:
         self._once = once
         self._answers = answers
 
-    def start(self, ways: Ways, body: bytes, metadata: Mapping[str, str], deadline: float) -> None:
+    def start(
+        self,
+        ways: Ways,
+        head: InferRequestHead,
+        metadata: Mapping[str, str],
+        deadline: float,
+    ) -> None:
         """Send it on; what is wrong with it is told as its end."""
         path = MODEL_INFER if self._once else MODEL_STREAM_INFER
         try:
             if ways.intake.draining:
                 raise Unavailable("the scheduler is stopping")
-            request = incoming(
-                path, body, scan(body), tuple(metadata.items()), deadline, ways.links
-            )
+            body = join_request(head.head, head.raw)
+            request = incoming(path, body, head, tuple(metadata.items()), deadline, ways.links)
             self._forwarding = Forwarding(ways, request, self)
             self._forwarding.start()
         except AnyServeError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from anyserve_protos import codec
 from anyserve_protos import inference as pb
+from anyserve_protos.infer_wire import InferRequestHead, join_request, scan_request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,8 +100,14 @@ def post(body: Any, binary: bytes = b"", **headers: str) -> HttpRequest:
 
 
 def read(request: HttpRequest) -> tuple[pb.ModelInferRequest, Form]:
-    body, form = read_request(request, "m", "3")
-    return codec.decode(pb.ModelInferRequest, body), form
+    head, form = read_request(request, "m", "3")
+    return whole(head), form
+
+
+def whole(head: InferRequestHead) -> pb.ModelInferRequest:
+    body = join_request(head.head, head.raw)
+    assert scan_request(body) == head
+    return codec.decode(pb.ModelInferRequest, body)
 
 
 def test_a_request_in_json_is_one_of_grpc() -> None:
@@ -257,7 +264,7 @@ MODEL = pb.ModelMetadataResponse(
 
 
 def generated(model: pb.ModelMetadataResponse, body: Any) -> pb.ModelInferRequest:
-    return codec.decode(pb.ModelInferRequest, read_generate(json.dumps(body).encode(), model, "2"))
+    return whole(read_generate(json.dumps(body).encode(), model, "2"))
 
 
 def test_flat_json_is_a_request_by_what_the_model_declares() -> None:
