@@ -149,7 +149,8 @@ async def block_loop(request: Request, context: Context) -> Response:
 
 @app.capability("stubborn", concurrency=1)
 def stubborn(request: Request, context: Context) -> Response:
-    """A thread that does not look whether its request was cancelled."""
+    """A thread that does not look whether its request was cancelled; makes `file` once it runs."""
+    Path(request["file"][0].decode()).touch()
     time.sleep(float(request["seconds"][0]))
     return Response(outputs={"done": True})
 

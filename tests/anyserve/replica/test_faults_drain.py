@@ -141,13 +141,15 @@ def test_a_second_signal_stops_at_once(
     eventually: Any,
     workers_of: Any,
     is_alive: Any,
-    tree_of: Any,
+    tmp_path: Path,
 ) -> None:
     live = start_replica("--app", "behaviours:app", "--drain-timeout", "60")
     client = connect(live.address)
-    call = client.stub.ModelInfer.future(request_of("stubborn", seconds=60), timeout=60)
+    file = tmp_path / "runs"
+    request = request_of("stubborn", file=str(file), seconds=60)
+    call = client.stub.ModelInfer.future(request, timeout=60)
     worker = workers_of(live)["behaviours-0"]
-    eventually(lambda: tree_of(live)["replica/workers/behaviours-0"].details["running"] == "1")
+    eventually(file.exists)
     watched = watch(client.channel)
     next(watched)
     live.process.send_signal(signal.SIGTERM)

@@ -50,12 +50,14 @@ async def test_a_blocked_event_loop_is_named_in_the_log_and_its_worker_replaced(
 async def test_a_handler_that_ignores_its_cancel_has_its_worker_replaced_when_the_others_have_ended(
     replica_here: Any, eventually_here: Any, tmp_path: Path
 ) -> None:
-    file = tmp_path / "runs"
+    file, threads = tmp_path / "runs", tmp_path / "threads"
     async with replica_here(cancelled=0.2) as (replica, client), trio.open_nursery() as nursery:
         nursery.start_soon(client.infer, "until", {"file": str(file)})
         scope = trio.CancelScope()
-        nursery.start_soon(_infer_in, scope, client, "stubborn", {"seconds": 3600.0})
-        await eventually_here(lambda: worker(replica).details["running"] == 2)
+        nursery.start_soon(
+            _infer_in, scope, client, "stubborn", {"file": str(threads), "seconds": 3600.0}
+        )
+        await eventually_here(lambda: file.exists() and threads.exists())
         scope.cancel()
         errors: list[AnyServeError] = []
         await eventually_here(lambda: not replica.dispatcher.pool("echo").serving)
@@ -80,16 +82,18 @@ async def _infer_in(scope: trio.CancelScope, client: Any, *request: Any) -> None
 async def test_the_others_of_a_worker_that_is_to_be_replaced_have_only_so_long(
     replica_here: Any, eventually_here: Any, tmp_path: Path
 ) -> None:
-    file = tmp_path / "runs"
+    file, threads = tmp_path / "runs", tmp_path / "threads"
     async with (
-        replica_here(cancelled=0.2, retiring=0.5) as (replica, client),
+        replica_here(cancelled=0.2, retiring=0.5) as (_replica, client),
         trio.open_nursery() as nursery,
     ):
         errors: list[AnyServeError] = []
         nursery.start_soon(fails, client.infer("hold", {"file": str(file)}), errors)
         scope = trio.CancelScope()
-        nursery.start_soon(_infer_in, scope, client, "stubborn", {"seconds": 3600.0})
-        await eventually_here(lambda: worker(replica).details["running"] == 2)
+        nursery.start_soon(
+            _infer_in, scope, client, "stubborn", {"file": str(threads), "seconds": 3600.0}
+        )
+        await eventually_here(lambda: file.exists() and threads.exists())
         scope.cancel()
         await eventually_here(lambda: errors)
         assert isinstance(errors[0], Unavailable)

@@ -270,10 +270,12 @@ def test_draining_lets_requests_end_and_cancels_what_is_left(
 
 
 def test_a_second_signal_stops_it_even_where_a_handler_does_not_end(
-    live: Any, raw: Any, request_of: Any, tree_of: Any, eventually: Any
+    live: Any, raw: Any, request_of: Any, eventually: Any, tmp_path: Path
 ) -> None:
-    call = raw.stub.ModelInfer.future(request_of("stubborn", seconds=60), timeout=60)
-    eventually(lambda: tree_of(live)["replica/workers/behaviours-0"].details["running"] == "1")
+    file = tmp_path / "runs"
+    request = request_of("stubborn", file=str(file), seconds=60)
+    call = raw.stub.ModelInfer.future(request, timeout=60)
+    eventually(file.exists)
     live.process.send_signal(signal.SIGTERM)
     eventually(lambda: not raw.call("ServerReady", pb.ServerReadyRequest()).ready)
     live.process.send_signal(signal.SIGTERM)
