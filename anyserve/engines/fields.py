@@ -7,6 +7,7 @@ Each input may also come as a request parameter of the same name, which the inpu
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -190,10 +191,13 @@ def _outputs(request: Request, sampling: Sampling) -> frozenset[str]:
     return frozenset(always | {name for name, wanted in asked.items() if wanted})
 
 
+@lru_cache(4096)
 def _count(tokens: int) -> npt.NDArray[np.uint32]:
     """An array, as it goes on the wire: the worker writes one into a response far faster than it
-    makes one of a number."""
-    return np.array([tokens], np.uint32)
+    makes one of a number. All texts count from one, and say so with the same arrays."""
+    array = np.array([tokens], np.uint32)
+    array.flags.writeable = False
+    return array
 
 
 def _wanted(request: Request, output: str) -> bool:

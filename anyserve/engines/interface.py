@@ -40,7 +40,7 @@ Vectors: TypeAlias = "npt.NDArray[np.float32]"
 """FP32 [n, d], a row a text."""
 
 
-@attrs.frozen
+@attrs.define  # frozen costs four times as much to make, and each token makes one
 class Usage:
     """Tokens of one text so far."""
 
@@ -64,7 +64,7 @@ class TokenLogprob:
     """The likeliest tokens in its place, `top_logprobs` of them; theirs is empty."""
 
 
-@attrs.frozen
+@attrs.define  # as `Usage`
 class Delta:
     """A piece of a text, whole characters always; the last one of each text has a finish reason."""
 

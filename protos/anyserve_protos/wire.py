@@ -18,6 +18,7 @@ FIXED64 = 1
 LENGTH = 2
 FIXED32 = 5
 
+_BYTES = [bytes((value,)) for value in range(0x80)]
 _MASK64 = (1 << 64) - 1
 _LIMIT32 = 1 << 32
 _MAX_LENGTH = (1 << 31) - 1
@@ -86,6 +87,8 @@ def _read_tag(data: bytes, start: int, stop: int) -> tuple[int, int]:
 
 def encode_varint(value: int) -> bytes:
     """An unsigned number as a varint."""
+    if 0 <= value < 0x80:
+        return _BYTES[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
