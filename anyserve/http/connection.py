@@ -90,6 +90,8 @@ class Connection:
         """What was parsed and waits for the answers before it."""
         self._current: Exchange | None = None
         self._advancing = False
+        self._served = False
+        """Whether it has had an answer."""
         self._last = False
         """Whether no request is taken any more."""
         self._over = False
@@ -125,8 +127,11 @@ class Connection:
             self._sock.close()
 
     def go_away(self) -> None:
-        """Take no request after the one that is in flight."""
-        if self._current is None and self._parser.phase is Phase.IDLE:
+        """Take no request after the one that is in flight, or is about to come.
+
+        A client that has just connected does not expect to be closed unheard.
+        """
+        if self._served and self._current is None and self._parser.phase is Phase.IDLE:
             self._finish()
 
     def evict(self) -> None:
@@ -151,6 +156,7 @@ class Connection:
 
     def ended(self, exchange: Exchange) -> None:
         """See `Client`."""
+        self._served = True
         self._release()
         self._parser.idle(now())
         if self._last or self._owner.draining:

@@ -458,6 +458,19 @@ async def test_a_server_that_drains_answers_what_is_in_flight(open_server: Any, 
             assert await busy.rest() == b""
 
 
+async def test_who_has_just_connected_is_answered_though_the_server_leaves(
+    open_server: Any,
+) -> None:
+    async with open_server({"POST /echo": echo}) as live:
+        new, idle = await live.client(), await live.client()
+        await idle.ask(post("/echo", b"x"))
+        live.server.leave()
+        assert await idle.rest() == b""
+        answer = await new.ask(post("/echo", b"y"))
+        assert (answer.body, answer.headers["connection"]) == (b"y", "close")
+        assert await new.rest() == b""
+
+
 async def test_a_server_that_stops_tells_those_who_wait(open_server: Any, held: Any) -> None:
     async with open_server({"GET /": held}) as live:
         clients = [await live.client() for _ in range(2)]
