@@ -38,6 +38,8 @@ _UNREAD = MIB
 """What a peer that reads nothing may send beside DATA: its frames can ask for answers."""
 _GREETING = 20.0
 """Seconds for a peer to say that it speaks HTTP/2."""
+_LAST_WORDS = 1.0
+"""Seconds to read what a peer has sent that takes nothing any more."""
 _FLOOD = 1000.0
 """Control frames a second, weighted."""
 _OWN_RESET = 0.25
@@ -78,6 +80,8 @@ class Connection:
         self._early: list[bytes] = []
         self._unsent = memoryview(b"")
         self._broken = False
+        self._failure: str | None = None
+        """Why nothing can be sent, where there may still be something to read."""
         self._waiting: dict[Stream, None] = {}
         self._unread = 0
         # A server may be flooded by anybody; a client has chosen its server.
@@ -107,10 +111,10 @@ class Connection:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    self.end(error.strerror or str(error))
+                    self.end(self._failure or error.strerror or str(error))
                     return
                 if not size:
-                    self.end("connection closed")
+                    self.end(self._failure or "connection closed")
                     return
                 if size <= _FEED:
                     with burst:
@@ -118,7 +122,7 @@ class Connection:
                 else:
                     await self._feed_all(buffer[:size])
         if self.ended is None:
-            self.end("it does not speak HTTP/2")
+            self.end(self._failure or "it does not speak HTTP/2")
 
     async def write(self) -> None:
         """Send what gathers, until the connection ends; the caller bounds it."""
@@ -177,6 +181,13 @@ class Connection:
         self.streams.clear()
         for stream in streams:
             stream.lost(error)
+
+    def _read_last_words(self, failure: str) -> None:
+        """Nothing can be sent any more; what the peer has sent before says what it has taken."""
+        if self._failure is None and self.ended is None:
+            self._failure = failure
+            self._reading.deadline = trio.current_time() + _LAST_WORDS
+            self.retire()
 
     def retire(self) -> None:
         """Take no new streams; those that there are go on."""
@@ -313,7 +324,7 @@ class Connection:
         except OSError as error:
             self._unsent = memoryview(b"")
             self._broken = True
-            self.end(error.strerror or str(error))
+            self._read_last_words(error.strerror or str(error))
         else:
             self._unsent = self._unsent[sent:]
             self._unread = 0
@@ -371,7 +382,8 @@ class Connection:
 
     def _on_settings(self, event: http2.SettingsReceived) -> None:
         self._count(1.0)
-        self._reading.deadline = math.inf
+        if self._failure is None:
+            self._reading.deadline = math.inf
         if _INITIAL_WINDOW in event.settings:
             self._count(0.02 * len(self.streams))
             for stream in self.streams.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anyserve.burst import burst
 from anyserve.errors import AnyServeError, Internal, NotFound, ResourceExhausted, Unavailable
 from anyserve.transport import trio_client
 from anyserve.transport.framing import Splitter
@@ -106,6 +108,33 @@ async def test_a_server_that_drains_has_not_taken_the_call(live: Any) -> None:
         await heard.until_ended()
         live.probe.release.set()
     assert isinstance(heard.error, NotTaken)
+
+
+def h2_frame(kind: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, 0) + payload
+
+
+async def test_what_a_server_said_before_it_closed_is_read_though_nothing_can_be_sent() -> None:
+    taken, sent = Heard(), Heard()
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    host, port = listener.socket.getsockname()
+    async with listener, trio_client.open_channel(f"{host}:{port}") as channel:
+        channel.call("/test.Probe/Echo", (b"m",), taken)
+        server = await listener.accept()
+        await server.send_all(h2_frame(4) + h2_frame(4, flags=1))  # SETTINGS, and theirs
+        said = b""
+        while not said.endswith(b"m"):
+            said += await server.receive_some()
+        await server.send_all(h2_frame(7, struct.pack(">II", 1, 0)))  # GOAWAY after stream 1
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.socket.close()
+        with burst:  # at its end it is sent, before anything is read
+            channel.call("/test.Probe/Echo", (b"m",), sent)
+        await sent.until_ended()
+        await taken.until_ended()
+    assert isinstance(sent.error, NotTaken)
+    assert isinstance(taken.error, Unavailable)
+    assert not isinstance(taken.error, NotTaken)
 
 
 async def test_a_call_that_is_cancelled_is_reset_and_nothing_is_heard(live: Any) -> None:
