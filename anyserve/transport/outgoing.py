@@ -107,6 +107,11 @@ class Outgoing:
         self._answered = False
         self._held = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether the server may have heard of it; before it is over."""
+        return self._wire is not None
+
     def begin(self, wire: CallbackWire, release: Callable[[], None]) -> None:
         """Listen to the wire; `release` is called when the call is over and the wire is reset."""
         self._wire, self._release = wire, release

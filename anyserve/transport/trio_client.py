@@ -232,12 +232,15 @@ class Channel(channel.Channel):
         """Let a task do for a call what has to wait, for as long as the call lasts."""
 
         async def run() -> None:
+            closed = True
             try:
                 with scope:
                     await task()
-            except trio.Cancelled:
-                outgoing.fail(Unavailable(f"the channel to {self.address} is closed"))
-                raise
+                closed = False
+            finally:
+                if closed:  # whatever is raised for that: Trio has groups of Cancelled, too
+                    why = f"the channel to {self.address} is closed"
+                    outgoing.fail(Unavailable(why) if outgoing.begun else NotTaken(why))
 
         scope = outgoing.scope = trio.CancelScope()
         self._connections.start_soon(run)

@@ -14,6 +14,9 @@ from anyserve.transport.trio_client import Channel, open_channel
 from anyserve_scheduler.fleet import Change, ChangeKind, Fleet, ReplicaView
 from anyserve_scheduler.watched import WatchedRegistry
 
+GOODBYE = 2.0
+"""Seconds that a replica which has said goodbye may take to end its connections."""
+
 
 @attrs.define(eq=False)
 class _Open:
@@ -32,7 +35,8 @@ class Channels(Actor[None]):
     """Keeps at most one channel for each replica that holds a lease, and closes it with the lease.
 
     A channel connects at its first call, and again when its connection is lost. Closing it ends
-    the calls that are open with `Unavailable`.
+    the calls that are open with `Unavailable`. Where a replica has said goodbye, they have
+    `GOODBYE` seconds before that: what it has said of them may still be on its way.
     """
 
     def __init__(self, registry: WatchedRegistry, limits: Limits) -> None:
@@ -99,9 +103,9 @@ class Channels(Actor[None]):
             return
         for change in news:
             if change.kind in (ChangeKind.LEFT, ChangeKind.JOINED):
-                self._close(change.id)
+                self._close(change.id, GOODBYE if change.goodbye else 0.0)
 
-    def _close(self, id: str) -> None:
+    def _close(self, id: str, grace: float = 0.0) -> None:
         opened = self._channels.pop(id, None)
         if opened is not None:
-            opened.scope.cancel()
+            opened.scope.deadline = trio.current_time() + grace

@@ -89,6 +89,8 @@ class Change:
     id: str
     replica: ReplicaView | None
     """As it is now; None when it left."""
+    goodbye: bool = False
+    """Whether it left by its own word: what it has taken, it has answered, or does so now."""
 
 
 _Index = PersistentMap[PersistentMap[None]]

@@ -170,7 +170,7 @@ class MemoryRegistry:
         if record is None or record.view.epoch != epoch:
             return False
         self._leases.end(id)
-        self._remove(record)
+        self._remove(record, goodbye=True)
         return True
 
     def expire(self, now: float) -> Sequence[Change]:
@@ -216,13 +216,15 @@ class MemoryRegistry:
         draining = record.view.state is ReplicaState.DRAINING
         return None if draining else self._set_state(record, ReplicaState.SUSPECT)
 
-    def _remove(self, record: _Record) -> Change:
+    def _remove(self, record: _Record, *, goodbye: bool = False) -> Change:
         del self._records[record.view.id]
         self._offers -= len(record.view.offers)
-        return self._publish(ChangeKind.LEFT, record.view.id, None)
+        return self._publish(ChangeKind.LEFT, record.view.id, None, goodbye)
 
-    def _publish(self, kind: ChangeKind, id: str, view: ReplicaView | None) -> Change:
-        change = Change(self._history.fleet.version + 1, kind, id, view)
+    def _publish(
+        self, kind: ChangeKind, id: str, view: ReplicaView | None, goodbye: bool = False
+    ) -> Change:
+        change = Change(self._history.fleet.version + 1, kind, id, view, goodbye)
         self._history.add(change)
         return change
 

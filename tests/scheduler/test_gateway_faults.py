@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import trio.testing
 from anyserve_protos import inference as pb
 from anyserve_protos.anyserve import v1 as wire
 from anyserve_scheduler.fleet import OfferView
-from anyserve_scheduler.registration import LeaseTerms, Registration
+from anyserve_scheduler.registration import LeaseTerms, Registration, Report
 from anyserve_scheduler.scheduler import Scheduler, SchedulerConfig
 from grpclib.const import Cardinality, Handler
 
@@ -33,6 +34,7 @@ from anyserve.errors import (
     Unavailable,
     Unimplemented,
 )
+from anyserve.intake import Intake
 from anyserve.load import Load
 from anyserve.needs import to_bytes
 from anyserve.transport import trio_server
@@ -132,8 +134,8 @@ class Fleet:
         await trio_server.serve([fake], address, task_status=task_status)
 
     async def _attach(self, id: str, epoch: int, token: bytes) -> None:
-        with self.scheduler.links.attached(id, epoch, token):
-            await trio.sleep_forever()
+        with suppress(Unavailable), self.scheduler.links.attached(id, epoch, token):
+            await trio.sleep_forever()  # or until its lease is over
 
     async def infer(self, body: bytes = BODY, metadata: Any = ()) -> str:
         reply = await self.channel.unary(SERVICE + "ModelInfer", body, bytes, metadata=metadata)
@@ -249,6 +251,111 @@ async def test_a_request_that_was_taken_is_never_sent_again(fleet: Fleet, stream
     link = fleet.scheduler.links.get("a")
     assert link is not None
     assert link.last_error == error
+
+
+# A replica that says goodbye while a request is on its way to it.
+
+
+@pytest.fixture
+def leave_behind(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the lease of a replica end when the next request is on its way to it."""
+
+    def leave(fleet: Fleet, id: str, *, silently: bool = False) -> None:
+        """silently: by its silence, rather than a goodbye."""
+        registry = fleet.scheduler.registry
+        begin = Intake.begin
+
+        def end() -> None:
+            views = registry.fleet().replicas
+            if not silently:
+                registry.release(id, views[id].epoch)
+                return
+            start = trio.current_time()
+            for step in range(1, 500):  # no later than a scheduler that hears of everybody
+                for other in [view for view in views.values() if view.id != id]:
+                    registry.report(other.id, other.epoch, Report(step), start + step / 4)
+                registry.expire(start + step / 4)
+
+        def begin_and_end(intake: Any, forwarding: Any) -> None:
+            monkeypatch.setattr(Intake, "begin", begin)
+            begin(intake, forwarding)
+            assert forwarding.replica == id
+            end()
+            assert id not in registry.fleet().replicas
+
+        monkeypatch.setattr(Intake, "begin", begin_and_end)
+
+    return leave
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_replica_took_before_its_goodbye_is_answered(
+    fleet: Fleet, streamed: bool, leave_behind: Any
+) -> None:
+    a = await fleet.join("a")
+    await fleet.infer()
+    b = await fleet.join("b", load=7)
+    leave_behind(fleet, "a")
+    assert (await fleet.stream() if streamed else [await fleet.infer()]) == ["a"]
+    assert (len(a.seen), len(b.seen)) == (2, 0)
+    assert await fleet.infer() == "b"
+
+
+@pytest.mark.parametrize("way", ["refuses", "hands back"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_replica_does_not_take_that_says_goodbye_goes_elsewhere(
+    fleet: Fleet, way: str, streamed: bool, leave_behind: Any
+) -> None:
+    a = await fleet.join("a")
+    await fleet.infer()
+    b = await fleet.join("b", load=7)
+    a.server.draining = way == "refuses"
+    a.act = a.hand_back
+    leave_behind(fleet, "a")
+    assert (await fleet.stream() if streamed else [await fleet.infer()]) == ["b"]
+    assert len(b.seen) == 1
+    ways = fleet.scheduler.ways
+    assert (ways.retried, ways.delegated) == ((1, 0) if way == "refuses" else (0, 1))
+
+
+@asynccontextmanager
+async def unreachable(mute: bool) -> AsyncIterator[int]:
+    """A port that takes connections and says nothing (`mute`), or does not even take them."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as stack:
+        port: int = server.getsockname()[1]
+        with trio.move_on_after(0.3):
+            while not mute:  # until as many as may wait for being taken do
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                stack.callback(stream.socket.close)
+        yield port
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["goodbye", "silence"])
+@pytest.mark.parametrize("mute", [False, True])
+async def test_what_waits_for_a_connection_when_the_lease_ends_goes_elsewhere(
+    fleet: Fleet, mute: bool, silently: bool, leave_behind: Any
+) -> None:
+    async with unreachable(mute) as port:
+        await fleet.join("a", port=port)
+        view = fleet.scheduler.registry.fleet().replicas["a"]
+        await fleet.scheduler.ways.channels.open(view)
+        leave_behind(fleet, "a", silently=silently)
+        await fleet.join("b", load=7)
+        assert await fleet.infer() == "b"
+    assert fleet.scheduler.ways.retried == 1
+
+
+async def test_what_a_silent_replica_has_taken_is_lost_with_its_lease(
+    fleet: Fleet, leave_behind: Any
+) -> None:
+    a = await fleet.join("a")
+    await fleet.infer()
+    b = await fleet.join("b", load=7)
+    a.act = a.hang
+    leave_behind(fleet, "a", silently=True)
+    with pytest.raises(Unavailable):
+        await fleet.infer()
+    assert b.seen == []
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), Unavailable("busy"), Internal("a bug")])

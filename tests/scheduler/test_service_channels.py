@@ -83,7 +83,11 @@ async def test_a_channel_connects_no_sooner_than_it_is_used() -> None:
             await check(channel)
 
 
-async def test_a_channel_closes_when_its_replica_is_out() -> None:
+@pytest.mark.parametrize("goodbye", [True, False], ids=["goodbye", "silence"])
+async def test_a_channel_closes_when_its_replica_is_out(
+    goodbye: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyserve_scheduler.channels.GOODBYE", 0.5)
     async with replica() as address, opened() as (registry, channels):
         epoch = registry.register(registration(address), trio.current_time()).epoch
         view = registry.fleet().replicas["a"]
@@ -94,10 +98,16 @@ async def test_a_channel_closes_when_its_replica_is_out() -> None:
         async with channel.stream(path, health_pb.HealthCheckRequest, reply_type) as stream:
             await stream.send(request, end=True)
             assert await stream.recv() is not None
-            registry.release("a", epoch)
+            ended = trio.current_time()
+            if goodbye:
+                registry.release("a", epoch)
+            else:
+                for step in range(100):
+                    registry.expire(ended + step / 4)
+            assert channels.get(view) is None
             with pytest.raises(Unavailable):
                 await stream.recv()
-        assert channels.get(view) is None
+            assert (trio.current_time() - ended >= 0.5) is goodbye
         with pytest.raises(Unavailable, match="replica a is gone"):
             await channels.open(view)
         assert channels.details() == {"channels": 0}

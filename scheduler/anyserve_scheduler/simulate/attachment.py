@@ -123,8 +123,7 @@ class Attachment:
         attached = self.attached
         self.end()
         if attached:
-            # By a connection of its own, which has to be made.
-            self._send(self._front.on_leave, self, late=2 * self._network.longest)
+            self._send(self._front.on_leave, self)  # which may overtake its last answers
 
     def changed(self) -> None:
         """What is offered may be different: tell it at once."""

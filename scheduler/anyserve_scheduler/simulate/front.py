@@ -70,12 +70,12 @@ class _Channels:
         return self.get(replica)
 
     def follow(self, news: Sequence[Change] | Fleet) -> None:
-        """Close the channels of replicas whose lease is over."""
+        """Close the channels of replicas whose lease is over; those of others end their calls."""
         assert not isinstance(news, Fleet), "more changes at once than the registry keeps"
         for change in news:
             if change.kind in (ChangeKind.LEFT, ChangeKind.JOINED):
                 calls = self.open_calls.pop(change.id, None)
-                if calls:
+                if calls and not change.goodbye:
                     self.front.place.loop.after(0.0, self._close, list(calls))
 
     def _close(self, calls: list[Call]) -> None:
