@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from anyserve_protos.anyserve import v1 as pb
 
 from anyserve.admin.socket_path import socket_path
@@ -37,7 +37,7 @@ def processes(trace: Path) -> dict[str, int]:
 
 
 def test_the_tree_of_a_scheduler_has_the_state_of_registry_and_gateway(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]
+    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], joined: Any
 ) -> None:
     scheduler = start_scheduler()
     to = ("--scheduler", scheduler.address, "--replica-id", "a")
@@ -54,7 +54,10 @@ def test_the_tree_of_a_scheduler_has_the_state_of_registry_and_gateway(
 
 
 def test_a_trace_of_a_scheduler_has_its_replicas_and_their_workers_in_one_file(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+    start_scheduler: Callable[..., Any],
+    start_replica: Callable[..., Any],
+    tmp_path: Path,
+    joined: Any,
 ) -> None:
     scheduler = start_scheduler()
     to = ("--scheduler", scheduler.address, "--replica-id")
@@ -74,7 +77,10 @@ def test_a_trace_of_a_scheduler_has_its_replicas_and_their_workers_in_one_file(
 
 
 def test_a_replica_that_is_not_there_is_named_and_costs_no_other_its_part(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+    start_scheduler: Callable[..., Any],
+    start_replica: Callable[..., Any],
+    tmp_path: Path,
+    joined: Any,
 ) -> None:
     scheduler = start_scheduler()
     live = start_replica(
@@ -115,14 +121,17 @@ def test_of_two_traces_at_once_the_second_says_who_is_being_traced(
     assert list(processes(output)) == ["replica"]
 
 
-def joined(scheduler: Any, *ids: str) -> None:
-    """Wait until the scheduler knows these replicas."""
-    with grpc.insecure_channel(scheduler.address) as channel:
-        method = channel.unary_unary("/anyserve.v1.Scheduler/Fleet")
-        deadline = time.monotonic() + 20
-        found: set[str] = set()
-        while found != set(ids):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+@pytest.fixture
+def joined(eventually: Any) -> Callable[..., None]:
+    """Waits until the scheduler knows these replicas."""
+
+    def wait(scheduler: Any, *ids: str) -> None:
+        def known() -> set[str]:
             reply = pb.FleetReply.parse(method(b"", timeout=20, wait_for_ready=True))
-            found = {replica.replica_id for replica in reply.replicas}
+            return {replica.replica_id for replica in reply.replicas}
+
+        with grpc.insecure_channel(scheduler.address) as channel:
+            method = channel.unary_unary("/anyserve.v1.Scheduler/Fleet")
+            eventually(lambda: known() == set(ids))
+
+    return wait

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -25,16 +23,13 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]) -> Fleet:
+def fleet(start_scheduler: Any, start_replica: Any, eventually: Any) -> Fleet:
     scheduler = start_scheduler()
     to = ("--scheduler", scheduler.address, "--replica-id")
     embedder = start_replica("--caps", "embedding", *to, "embedder")
     decoder = start_replica("--caps", "decode", *to, "decoder")
     with InferenceServerClient(scheduler.address) as client:
-        deadline = time.monotonic() + 20
-        while not (client.is_model_ready("decode") and client.is_model_ready("embedding")):
-            assert time.monotonic() < deadline, "the replicas have not registered"
-            time.sleep(0.05)
+        eventually(lambda: client.is_model_ready("decode") and client.is_model_ready("embedding"))
     return Fleet(
         {
             "scheduler": scheduler.address,

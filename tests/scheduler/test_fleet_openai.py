@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -32,16 +31,13 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(start_scheduler: Callable[..., Any], start_replica: Callable[..., Any]) -> Fleet:
+def fleet(start_scheduler: Any, start_replica: Any, eventually: Any) -> Fleet:
     scheduler = start_scheduler(0, "--http", "0")
     to = ("--http", "0", "--scheduler", scheduler.address, "--replica-id")
     embedder = start_replica("--caps", "embedding", *to, "embedder")
     decoder = start_replica("--caps", "decode", *to, "decoder")
     with InferenceServerClient(scheduler.address) as client:
-        deadline = time.monotonic() + 20
-        while not (client.is_model_ready("decode") and client.is_model_ready("embedding")):
-            assert time.monotonic() < deadline, "the replicas have not registered"
-            time.sleep(0.05)
+        eventually(lambda: client.is_model_ready("decode") and client.is_model_ready("embedding"))
     doors = {"scheduler": scheduler.http, "embedder": embedder.http, "decoder": decoder.http}
     return Fleet(scheduler.address, doors)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,6 @@ NAME = re.compile(r"\b(?:anyserve|process|python)_\w+")
 SELECTED = re.compile(r"([a-zA-Z_:][\w:]*)\{")
 
 
-def scrape(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
 def names_in(text: str) -> set[str]:
     """The names of families and of their samples."""
     return {
@@ -34,15 +26,17 @@ def names_in(text: str) -> set[str]:
 
 
 @pytest.fixture
-def names(start_scheduler: Any, start_replica: Any) -> set[str]:
+def names(start_scheduler: Any, start_replica: Any, ask_http: Any, eventually: Any) -> set[str]:
+    def scrape(address: str) -> str:
+        status, text = ask_http(address, "/metrics")
+        assert status == 200
+        return str(text)
+
     scheduler = start_scheduler(0, "--http", "0")
     options = ("--app", "behaviours:app", "--http", "0", "--scheduler", scheduler.address)
     replica = start_replica(*options)
-    deadline = time.monotonic() + 20
-    while "anyserve_scheduler_replica_slots{" not in (text := scrape(scheduler.http)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return names_in(text) | names_in(scrape(replica.http))
+    eventually(lambda: "anyserve_scheduler_replica_slots{" in scrape(scheduler.http))
+    return names_in(scrape(scheduler.http)) | names_in(scrape(replica.http))
 
 
 def expressions(node: Any) -> Iterator[str]:
