@@ -13,6 +13,7 @@ from anyserve.errors import Internal
 _NO_LOGPROBS = b"[]"
 _USUAL = ("text_output", "finish_reason", "num_input_tokens", "num_output_tokens")
 """The outputs of most responses, and the first ones of all that engines give."""
+_TOKEN_IDS = "token_ids"
 _LENGTH = _NUMBER = 4
 """Bytes of an element's length, and of a number."""
 _MOST = 0x7F
@@ -41,8 +42,9 @@ class Piece:
 class Reader:
     """Reads the responses of one request.
 
-    In the midst of a text a response differs from the one before it by its text and its count of
-    tokens; that all else is the same is seen at once, and saves reading it.
+    In the midst of a text a response differs from the one before it by its text, its count of
+    tokens and their ids, which are not for these doors; that all else is the same is seen at once,
+    and saves reading it.
     """
 
     def __init__(self, responses: ResponseReader) -> None:
@@ -52,10 +54,14 @@ class Reader:
         """What stands before the length of the text."""
         self._between = b""
         """What stands between the text and the count of tokens."""
+        self._ids = 0
+        """Bytes of the token ids; 0 where there are none."""
+        self._before_ids = b""
+        """What stands between the count of tokens and their ids, where there are some."""
         self._behind = b""
-        """What stands behind that."""
+        """What stands behind these."""
         self._last: Piece
-        """What these three say."""
+        """What all that says."""
 
     def outputs(self, message: Buffer) -> dict[str, bytes]:
         """The raw contents of the outputs by name; raises `Internal` for no such response."""
@@ -75,7 +81,9 @@ class Reader:
     def _read_alike(self, data: bytes) -> Piece | None:
         """The piece in a response like the last one; None for another."""
         before, between, behind = self._before, self._between, self._behind
-        first, count = len(before) + 1, len(data) - len(behind) - _NUMBER
+        before_ids = self._before_ids
+        ids = len(data) - len(behind) - self._ids
+        first, count = len(before) + 1, ids - len(before_ids) - _NUMBER
         stop = count - len(between)
         if (
             stop < first + _LENGTH
@@ -83,6 +91,7 @@ class Reader:
             or data[first - 1] != stop - first  # no size of several bytes begins with itself
             or int.from_bytes(data[first : first + _LENGTH], "little") != stop - first - _LENGTH
             or data[stop:count] != between
+            or data[count + _NUMBER : ids] != before_ids
             or not data.endswith(behind)
         ):
             return None
@@ -126,7 +135,26 @@ class Reader:
             stop = place + 2 + size
             count = stop + 3 * 2 + 2 * _NUMBER  # a tag and a length before each
             self._before, self._between = data[: place + 1], data[stop:count]
-            self._behind, self._last = data[count + _NUMBER :], piece
+            behind = count + _NUMBER
+            ids = _place(outputs, _TOKEN_IDS, behind) or behind
+            self._ids = len(outputs[_TOKEN_IDS]) if ids > behind else 0
+            self._before_ids = data[behind:ids]
+            self._behind, self._last = data[ids + self._ids :], piece
+
+
+def _place(outputs: Mapping[str, bytes], name: str, behind: int) -> int:
+    """Where the contents of an output begin; 0 where that is not simple.
+
+    behind: where those of the usual ones end.
+    """
+    for other, content in list(outputs.items())[len(_USUAL) :]:
+        if len(content) > _MOST:
+            break
+        behind += 2  # a tag and a length
+        if other == name:
+            return behind
+        behind += len(content)
+    return 0
 
 
 def _text(content: bytes) -> bytes:

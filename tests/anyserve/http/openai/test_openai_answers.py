@@ -1,5 +1,6 @@
 """Responses of `decode`, as the door reads them."""
 
+import itertools
 import json
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_what_was_written_is_read(pieces: list[tuple[str, str, int]]) -> None:
 
 TEXTS = [element(text) for text in (b"", b"a", b"bcd", b"x" * 123, b"x" * 124, b"\xff")]
 TEXTS += [b"", b"\1\0\0", b"\3\0\0\0abcdef", element(b"a") + element(b"b")]
+IDS = [b"\1\0\0\0", b"\2\0\0\0", b"", b"\1\0\0\0\2\0\0\0", b"x" * 200]
 NUMBER = st.sampled_from([b"\0\0\0\0", b"\7\0\0\0", b"\0\0\0\7", b"\7\0", b""])
 CONTENTS = st.fixed_dictionaries(
     {
@@ -64,10 +66,15 @@ CONTENTS = st.fixed_dictionaries(
 FLAG = encode_response_head("", "", "", {"triton_final_response": False}, ())
 USUAL = text("abc")
 FORMS = st.builds(
-    lambda contents, more, tail: [
-        response({**contents, **more, "text_output": text, "num_output_tokens": count}) + tail
+    lambda contents, more, ids, tail: [
+        response(
+            {**contents, **more, "text_output": text, "num_output_tokens": count}
+            | ({"token_ids": id, **ids} if ids is not None else {})
+        )
+        + tail
         for text in TEXTS
         for count in (b"\1\0\0\0", b"\2\1\0\0")
+        for id in (IDS if ids is not None else IDS[:1])
     ],
     st.one_of(
         CONTENTS,
@@ -83,7 +90,9 @@ FORMS = st.builds(
     st.sampled_from(
         [{}, {"num_cached_tokens": b"\5\0\0\0"}]
         + [{"index": number} for number in (b"\0\0\0\0", b"\1\0\0\0")]
+        + [{"other": b"x" * 200}]
     ),
+    st.sampled_from([None, None, {}, {"index": b"\1\0\0\0"}, {"logprobs": element(b"[1]")}]),
     st.sampled_from([b"", FLAG, FLAG[:-1], b"\x1a\1x"]),
 )
 MESSAGES = st.lists(FORMS.flatmap(st.sampled_from), min_size=2, max_size=6)
@@ -97,6 +106,25 @@ def test_what_came_before_changes_nothing_of_what_is_read(messages: list[bytes])
     for message in messages:
         assert reading(reader, message) == reading(Reader(ResponseReader()), message)
         reading(Reader(together), message)  # of another text
+
+
+MORE = {
+    "num_cached_tokens": [b"\5\0\0\0", b"\6\0\0\0"],
+    "token_ids": [b"\1\0\0\0", b"\2\0\0\0"],
+    "index": [b"\0\0\0\0", b"\1\0\0\0"],
+    "logprobs": [element(b"[1]"), element(b"[2]")],
+}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(MORE)), ids="-".join)
+def test_whatever_is_other_than_before_is_read(order: tuple[str, ...]) -> None:
+    for count, changed in itertools.product(range(1, len(MORE) + 1), MORE):
+        names = order[:count]
+        reader = Reader(ResponseReader())
+        for number in (0, 0, 1, 1):
+            more = {name: MORE[name][number if name == changed else 0] for name in names}
+            message = response({**USUAL, **more}) + FLAG
+            assert reading(reader, message) == reading(Reader(ResponseReader()), message)
 
 
 def reading(reader: Reader, message: bytes) -> Piece | type[Internal] | None:
