@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-MOST_MEMORY = 60
-"""MiB of PSS that an idle replica with one echo worker may take."""
+MOST_MEMORY = 58
+"""MiB that an idle replica with one echo worker may have of their own. What PSS adds is their share
+of libraries, which is more the fewer other processes there are."""
 
 needs_pinning = pytest.mark.skipif(
     sys.platform != "linux" or (os.cpu_count() or 1) < 2 or shutil.which("taskset") is None,
@@ -63,6 +64,6 @@ def test_an_idle_replica_with_one_echo_worker_stays_under_its_bound_of_memory() 
 
     assert done.returncode == 0, done.stderr
     rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if "|" in line]
-    taken = {row[0].strip(): row[1].strip() for row in rows}
+    taken = {row[0].strip(): row[2].strip() for row in rows}
     assert {"replica", "worker", "together"} <= set(taken)
     assert float(taken["together"]) < MOST_MEMORY
