@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 COMPONENTS = {
+    "HTTP/1.1: parsed, written": ("anyserve.http", "httptools"),
+    "OpenAI's JSON, tensors": ("anyserve.http.openai", "msgspec"),
     "HTTP/2": ("anyserve.transport.http2", "ngh2"),
     "connection": ("anyserve.transport.trio_connection", "anyserve.transport.flood"),
     "call": ("anyserve.transport",),
@@ -24,7 +26,15 @@ COMPONENTS = {
         "anyserve.replica.worker_link",
         "anyserve.worker.session",
     ),
-    "dispatch": ("anyserve.replica", "anyserve.capability", "anyserve.offers"),
+    "dispatch": (
+        "anyserve.replica",
+        "anyserve.capability",
+        "anyserve.offers",
+        "anyserve.deadlines",
+        "anyserve.histogram",
+        "anyserve.pairs",
+        "anyserve.traces",
+    ),
     "requests decoded": ("anyserve.worker.plans", "anyserve.worker.shared"),
     "responses encoded": (
         "anyserve.worker.responses",

@@ -41,7 +41,7 @@ _LITELLM = Peer("LiteLLM", "litellm_proxy", check=_check)
 
 
 @attrs.frozen(eq=False)
-class _Gateway:
+class Gateway:
     """A gateway that runs."""
 
     server: Server
@@ -111,24 +111,24 @@ def _first_tokens(running: Sequence[Server], rounds: int) -> str:
 
 
 @contextmanager
-def _gateways(worker: Server) -> Iterator[list[_Gateway]]:
+def _gateways(worker: Server) -> Iterator[list[Gateway]]:
     """Ours, and those others that can be had here."""
     with ExitStack() as stack:
-        running = [_Gateway(stack.enter_context(door)) for door in (_replica(), _scheduler())]
+        running = [Gateway(stack.enter_context(door)) for door in (replica(), _scheduler())]
         for peer in (*_PEERS, _LITELLM):
             try:
                 server = stack.enter_context(peer.running(worker.address))
             except CannotMeasure as error:
                 print(f"left out: {error}\n", flush=True)
             else:
-                running.append(_Gateway(server, share=10 if peer is _LITELLM else 1))
+                running.append(Gateway(server, share=10 if peer is _LITELLM else 1))
         yield running
 
 
 @contextmanager
-def _replica() -> Iterator[Server]:
+def replica(module: str = "anyserve.replica") -> Iterator[Server]:
     """A replica, without its worker."""
-    with servers.replica(*_APP, *_HTTP, name="AnyServe, replica") as server:
+    with servers.replica(*_APP, *_HTTP, name="AnyServe, replica", module=module) as server:
         processes = dict(server.processes)
         servers.move_to_load(processes.pop("worker"))
         yield attrs.evolve(server, address=server.http, processes=processes)

@@ -1,4 +1,4 @@
-"""Where the CPU time of a small echo and of a streamed message goes, by component and process."""
+"""Where CPU time goes, by component and process: of an echo, a message, a chat and a token."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
-from benchmarks import echo, h2load, proc, servers, streams
+from benchmarks import echo, h2load, openai, proc, servers, streams
 from benchmarks.components import by_component
 from benchmarks.h2load import Load
 from benchmarks.messages import check_echo, echo_request
@@ -21,6 +21,8 @@ from benchmarks.tables import number, table
 CALLS = {"back to back": 800, "5 ms, in step": 192}
 """Streams, by their kind."""
 ECHOES, IN_FLIGHT = 50_000, 64
+CHATS = (8, 6, 16)
+"""Times as many as `openai` has in a round: of chats, streamed ones, and streams of tokens."""
 
 _SAMPLED = "benchmarks.sampled_replica"
 _APP = ("--app", "benchmarks.sampled_app:app")
@@ -45,12 +47,22 @@ class Profile:
 
 
 def run() -> None:
-    """Print the table. Sampling itself makes all processes a few percent slower."""
+    """Print a table of gRPC, and one of the OpenAI door.
+
+    Sampling itself makes all processes a few percent slower.
+    """
     h2load.check_installed()
     with servers.replica(*_APP, module=_SAMPLED) as server:
-        profiles = _profiles(server, {"sampled_replica": "replica"})
+        profiles = _profiles(_cases(server), {"sampled_replica": "replica"})
     with servers.in_process(*_APP, module=_SAMPLED) as server:
-        profiles |= _profiles(server, {"sampled_replica": "in process"})
+        profiles |= _profiles(_cases(server), {"sampled_replica": "in process"})
+    _print(profiles)
+    print()
+    with openai.replica(module=_SAMPLED) as server:
+        _print(_profiles(_chats(openai.Gateway(server)), {"sampled_replica": "replica"}))
+
+
+def _print(profiles: Mapping[str, Profile]) -> None:
     components = set[str]().union(*(profile.samples for profile in profiles.values()))
     most = {name: max(p.part_us(name) for p in profiles.values()) for name in components}
     rows = [
@@ -63,11 +75,11 @@ def run() -> None:
     print(table(["CPU µs", *profiles], rows))
 
 
-def _profiles(server: Server, words: Mapping[str, str]) -> dict[str, Profile]:
+def _profiles(cases: Sequence[Case], words: Mapping[str, str]) -> dict[str, Profile]:
     """Of each kind of work and each process; words: what processes are called in the table."""
     return {
         f"{case.what}: {words.get(process, process)}": profile
-        for case in _cases(server)
+        for case in cases
         for process, profile in _profile(case).items()
     }
 
@@ -78,6 +90,14 @@ def _cases(server: Server) -> list[Case]:
     return [
         Case("echo", server, echoes, check_echo(server.address, request)),
         *(streams.case(what, server, calls) for what, calls in CALLS.items()),
+    ]
+
+
+def _chats(door: openai.Gateway) -> list[Case]:
+    cases = [door.chats(64, stream=False), door.chats(64, stream=True), door.tokens()]
+    return [
+        attrs.evolve(case, load=attrs.evolve(case.load, calls=case.load.calls * times))
+        for case, times in zip(cases, CHATS, strict=True)
     ]
 
 
