@@ -112,17 +112,13 @@ class Links:
         if link.attachment is not None:
             link.attachment.end(Aborted("the replica has registered by another link"))
         attachment = link.attachment = Attachment(link)
-        error = ""
+        error = "its link was lost"
         try:
             with attachment.scope:
                 yield attachment
-            if attachment.verdict is not None:
-                error = attachment.verdict.message
+            error = "" if attachment.verdict is None else attachment.verdict.message
         except AnyServeError as caught:
             error = caught.message
-            raise
-        except trio.Cancelled:
-            error = "its link was lost"
             raise
         finally:
             if link.attachment is attachment:
