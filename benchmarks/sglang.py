@@ -53,13 +53,13 @@ _ENVIRONMENT = {
 def run(rounds: int) -> None:
     """Print a table of the CPU time of tokens, and one of the time to the first."""
     h2load.check_installed()
+    _print_tokens(rounds)
+    print()
     python, model = (os.environ.get(f"ANYSERVE_SGLANG_{name}") for name in ("PYTHON", "MODEL"))
     if not python or not model:
         raise CannotMeasure(
             "no SGLang here: export $(python tests/sglang/environment.py) builds and names it"
         )
-    _print_tokens(rounds)
-    print()
     with (
         _sglang(python, model) as sglang,
         # SGLang, which computes, has a core to itself.
