@@ -69,6 +69,7 @@ def owned(
     capability: str | None = None,
     tokenizer: str | None = None,
     load_time: str = "600",
+    bootstrap_host: str | None = None,
 ) -> App:
     """An app that serves a model by an SGLang server of its own, which starts and ends with it.
 
@@ -76,13 +77,16 @@ def owned(
     python: the interpreter of an environment with SGLang.
     args: more options of SGLang's server, as in a shell.
     load_time: seconds until it has to be ready.
+    bootstrap_host: of a prefill half, where decode halves on other machines find it; `args` then
+        have it listen there, as with `--host 0.0.0.0`.
     capability, tokenizer: as for `attached`.
 
     Raises `ValueError` for an option that can't be read.
     """
     more = shlex.split(args)
     settings = OwnedSettings(model, python, more, count("load_time", load_time, 1, _MOST_SECONDS))
-    opened = partial(open_owned, settings, Path(tokenizer) if tokenizer else None)
+    folder = Path(tokenizer) if tokenizer else None
+    opened = partial(open_owned, settings, folder, bootstrap_host=bootstrap_host)
     return engine_app(opened, _started_for(more), capability)
 
 

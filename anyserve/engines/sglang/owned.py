@@ -64,9 +64,11 @@ class OwnedSettings:
 
 @asynccontextmanager
 async def open_owned(
-    settings: OwnedSettings, tokenizer: Path | None = None
+    settings: OwnedSettings, tokenizer: Path | None = None, *, bootstrap_host: str | None = None
 ) -> AsyncIterator[SglangEngine]:
     """Start a server, and have an engine on it for the time of the body.
+
+    tokenizer, bootstrap_host: as for `SglangEngine.attached`.
 
     Waits for it to load, `load_time` at most, and at the end for its whole process tree to be
     gone, some seconds. A server that ends meanwhile is started again. Raises `CannotLoad` where it
@@ -76,7 +78,9 @@ async def open_owned(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run, name="SGLang's server")
         client = Client(server.address)
-        async with SglangEngine.attached(client, tokenizer, within=settings.load_time) as engine:
+        async with SglangEngine.attached(
+            client, tokenizer, within=settings.load_time, bootstrap_host=bootstrap_host
+        ) as engine:
             server.engine = engine
             try:
                 yield engine

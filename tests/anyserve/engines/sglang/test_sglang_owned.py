@@ -18,6 +18,7 @@ import trio
 from anyserve.engines.errors import CannotLoad
 from anyserve.engines.sampling import Sampling
 from anyserve.engines.sglang import health, owned, process
+from anyserve.engines.sglang.app import owned as owned_app
 from anyserve.engines.sglang.engine import SglangEngine
 from anyserve.engines.sglang.owned import OwnedSettings, open_owned
 from anyserve.engines.sglang.process import ServerProcess, start_server
@@ -35,7 +36,11 @@ SERVER = textwrap.dedent(
     with open(os.environ["PIDS"], "a") as file:
         print(os.getpid(), child.pid, file=file)
     VALUES = {
-        "/model_info": {"model_path": "/models/tiny"}, "/server_info": {},
+        "/model_info": {"model_path": "/models/tiny"},
+        "/server_info": {
+            name[2:].replace("-", "_"): int(value) if value.isdigit() else value
+            for name, value in zip(sys.argv, sys.argv[1:]) if name.startswith("--disagg")
+        },
         "/v1/models": {"data": []}, "/v1/loads?include=core": {"loads": []},
     }
     TEXT = {"text": "Hi", "output_ids": [1], "meta_info": {"prompt_tokens": 1,
@@ -140,6 +145,14 @@ async def test_a_server_is_started_and_ended_with_all_that_it_started(
         alive = pids(tmp_path)
         assert len(alive) == 2
     await until_gone(alive, within=1)
+
+
+async def test_a_prefill_half_of_its_own_says_where_others_find_it(python: str) -> None:
+    args = "--disaggregation-mode prefill --disaggregation-bootstrap-port 8998 --host 0.0.0.0"
+    app = owned_app("tiny", python, args, bootstrap_host="10.0.0.1")
+    async with app.running():
+        attributes = app.handler("prefill").offer.capability.attributes
+    assert (attributes["bootstrap_host"], attributes["bootstrap_port"]) == ("10.0.0.1", 8998)
 
 
 async def test_a_server_that_ends_while_it_loads_says_why(python: str) -> None:
