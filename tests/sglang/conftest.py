@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -33,9 +36,42 @@ ENVIRONMENT = {
 
 @attrs.frozen
 class Server:
-    """SGLang's own HTTP API."""
+    """An SGLang that a replica owns: its own HTTP API, and its processes."""
 
-    address: str
+    owner: Any
+    """The replica."""
+
+    @property
+    def address(self) -> str:
+        """Of the one that was started last."""
+        return re.findall(r"SGLang is started on (\S+),", self.owner.log_text())[-1]
+
+    def processes(self) -> list[int]:
+        """Of its server, which comes first, and of all that this has started."""
+        guard = re.findall(r"guarded by process (\d+)", self.owner.log_text())[-1]
+        above, found = [int(guard)], []
+        while above:
+            command = ["pgrep", "-P", str(above.pop())]
+            children = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            above += (pids := [int(pid) for pid in children.stdout.split()])
+            found += pids
+        return found
+
+    def scheduler(self) -> int:
+        """The process that computes."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in self.processes()}
+        [pid] = [pid for pid, command in commands.items() if "scheduler" in command]
+        return pid
+
+    def alive(self, pids: list[int]) -> list[int]:
+        """Those of the processes that run."""
+        states = {pid: Path(f"/proc/{pid}/status") for pid in pids}
+        found = []
+        for pid, status in states.items():
+            with suppress(OSError):
+                if "State:\tZ" not in status.read_text():
+                    found.append(pid)
+        return found
 
     def ask(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -67,21 +103,36 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def owner(start_session_replica: Any) -> Any:
-    """A replica that owns an SGLang."""
-    python, model = (os.environ.get(f"ANYSERVE_SGLANG_{name}") for name in ("PYTHON", "MODEL"))
-    if not python or not model:
+def interpreter() -> str:
+    """The Python of an environment with SGLang."""
+    python = os.environ.get("ANYSERVE_SGLANG_PYTHON")
+    if not python or not os.environ.get("ANYSERVE_SGLANG_MODEL"):
         pytest.skip("no SGLang here: see tests/sglang/environment.py")
-    options = f"model={model}&python={python}&args={ARGS}&load_time=400"
-    return start_session_replica(
-        "--app", f"anyserve.engines.sglang.app:owned?{options}", "--http", "0"
-    )
+    return python
 
 
 @pytest.fixture(scope="session")
-def server(owner: Any) -> Server:
-    found = re.findall(r"SGLang is started on (\S+),", owner.log_text())
-    return Server(found[-1])
+def own(start_session_replica: Any) -> Callable[..., Server]:
+    """Start a replica that owns an SGLang, with an interpreter and more options of SGLang's."""
+
+    def start(python: str, args: str = "") -> Server:
+        model = os.environ["ANYSERVE_SGLANG_MODEL"]
+        options = f"model={model}&python={python}&args={ARGS} {args}&load_time=400"
+        app = f"anyserve.engines.sglang.app:owned?{options}"
+        return Server(start_session_replica("--app", app, "--http", "0"))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(own: Callable[..., Server], interpreter: str) -> Server:
+    return own(interpreter)
+
+
+@pytest.fixture(scope="session")
+def owner(server: Server) -> Any:
+    """The replica that owns it."""
+    return server.owner
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +140,19 @@ def attached(start_session_replica: Any, server: Server) -> Any:
     """A replica that is attached to the same server."""
     app = f"anyserve.engines.sglang.app:attached?url=http://{server.address}"
     return start_session_replica("--app", app, "--http", "0")
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[[Any], int]:
+    """Tells how many requests hold a slot of a replica, as it counts them."""
+
+    def count(replica: Any) -> int:
+        with urllib.request.urlopen(f"http://{replica.http}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        each = re.findall(r"^anyserve_running_requests{.*} (\S+)$", metrics, re.M)
+        return int(sum(map(float, each)))
+
+    return count
 
 
 @pytest.fixture(scope="session", autouse=True)

