@@ -127,7 +127,8 @@ async def test_a_client_that_goes_leaves_both_servers_idle(
             await eventually_here(lambda: all(s.busy() for s in fleet.servers.values()))
             assert not pieces
         nursery.cancel_scope.cancel()
-    await fleet.until_idle(within=5)
+    # Two where nothing else runs; a prompt that is being computed is not broken off.
+    await fleet.until_idle(within=15)
 
 
 @pytest.mark.parametrize("killed", ["prefill", "decode"])
