@@ -40,16 +40,14 @@ def choose(
             return decision
 
 
-def lost(
-    ways: Ways, none: NoRoute, spent: Handback | None, time: float, resumed: bool
-) -> AnyServeError:
+def lost(ways: Ways, none: NoRoute, spent: Handback | None, resumed: bool) -> AnyServeError:
     """Why a request goes nowhere, with what the replica has said that gave it away.
 
     resumed: as for `choose`; what is missing then is nothing that the client has asked for.
     """
     error = none.error()
     if isinstance(error, NotFound):
-        error = ways.missing(error, time)
+        error = ways.missing(error)
     kind = Unavailable if resumed else type(error)
     if spent is not None and spent.reason not in error.message:
         return kind(f"{error.message}; {spent.replica} said: {spent.reason}")

@@ -31,7 +31,7 @@ from anyserve_scheduler.gateway.incoming import Metadata as Sending
 from anyserve_scheduler.gateway.loading import LoadWait, answers_any_number, is_worth_waiting
 from anyserve_scheduler.gateway.meter import Passage, outcome_of
 from anyserve_scheduler.gateway.pairing import PrefillHalf, half_need, needs_partner, rendezvous
-from anyserve_scheduler.gateway.resuming import Kept, failed_twice, kept_of
+from anyserve_scheduler.gateway.resuming import Kept, kept_of
 from anyserve_scheduler.gateway.sending import metadata_of
 from anyserve_scheduler.gateway.spans import Spans
 from anyserve_scheduler.gateway.ways import Client, Ways
@@ -205,7 +205,7 @@ class Forwarding:
                 return
             if self._waits(chosen, time):
                 return
-            raise lost(ways, chosen, request.permit.spent, time, self._is_resumed)
+            raise lost(ways, chosen, request.permit.spent, self._is_resumed)
         if self._wait is not None:
             self._wait.end()
         decision = chosen
@@ -330,7 +330,7 @@ class Forwarding:
         """Why it does not go on any more, with what the first replica has said."""
         first = self.request.permit.spent
         assert first is not None
-        return failed_twice(first, self.replica, error)
+        return Unavailable(f"{first.replica}: {first.reason}; then {self.replica}: {error.message}")
 
     def _handed_back(self, word: bytes) -> None:
         ways, permit = self._ways, self.request.permit

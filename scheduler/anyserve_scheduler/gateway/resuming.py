@@ -22,7 +22,6 @@ from anyserve.errors import AnyServeError, Unavailable
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.replica.stream_infer import IS_FINAL
 from anyserve.stream_errors import is_error, unwrapped
-from anyserve_scheduler.delegation import Handback
 from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.gateway.incoming import Incoming
 
@@ -162,11 +161,6 @@ def asking(request: Incoming) -> bytes | None:
     if RETURN_IDS.encode() in request.body:
         return b""  # the client's own word, somewhere
     return _ASKS + _ASKS_OUTPUT if outputs and TOKEN_IDS not in outputs else _ASKS
-
-
-def failed_twice(first: Handback, replica: str, error: AnyServeError) -> Unavailable:
-    """Why a request does not go on any more; first: what the replica before has said."""
-    return Unavailable(f"{first.replica}: {first.reason}; then {replica}: {error.message}")
 
 
 def _of_same_model(need: Capability, offer: OfferView) -> Capability:

@@ -136,7 +136,7 @@ class GatewayService:
             views = self._serving(_need(request))
             if not views:
                 missing = InvalidArgument(f"nothing in the fleet serves {request.name!r}")
-                raise self._ways.missing(missing, trio.current_time())
+                raise self._ways.missing(missing)
         said = await self._ask_all(views, "ModelStatistics", request, pb.ModelStatisticsResponse)
         return merged_statistics(each.reply for each in said if each.reply is not None)
 
@@ -218,10 +218,9 @@ class GatewayService:
         need = _need(request)
         views = self._serving(need) or self._serving(need, loadable=True)
         if not views:
-            now = trio.current_time()
-            none = self._ways.router.choose(need, Hints(), now)
+            none = self._ways.router.choose(need, Hints(), trio.current_time())
             assert isinstance(none, NoRoute)
-            raise self._ways.missing(none.error(), now)
+            raise self._ways.missing(none.error())
         *first, last = views[:_ATTEMPTS]
         for view in first:
             with suppress(NotFound, Unavailable):  # it has just gone, or has unloaded it
@@ -276,7 +275,7 @@ class GatewayService:
                 if each.error is not None:
                     raise Unavailable(f"no replica that answers has {name!r}: {each.error.message}")
             missing = NotFound(f"no replica of the fleet has {name!r}")
-            raise self._ways.missing(missing, trio.current_time())
+            raise self._ways.missing(missing)
         return known
 
 
