@@ -125,9 +125,8 @@ class HandlerCalls:
         from anyserve.infer_messages import decode_response, request_parts
 
         answered = Answered()
-        head, raw = request_parts(
-            *(capability, inputs, parameters, self._request_id), version=version
-        )
+        identity = self._request_id
+        head, raw = request_parts(capability, inputs, parameters, identity, version=version)
         called = self._begin(head, raw, once, answered)
         self._open.add(called)
         taken = 0
