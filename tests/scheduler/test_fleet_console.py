@@ -19,6 +19,9 @@ import pytest
 from playwright.sync_api import expect
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+SCRIPT = {"x-anyserve-console": "1"}
+"""The header of what the page's script asks."""
+
 
 @attrs.frozen
 class Fleet:
@@ -75,7 +78,10 @@ def test_it_shows_the_fleet_and_cancels_at_a_replica(
 
 
 def test_a_call_at_a_replica_is_cancelled_and_its_handler_ends(
-    start_scheduler: Callable[..., Any], start_replica: Callable[..., Any], tmp_path: Path
+    start_scheduler: Callable[..., Any],
+    start_replica: Callable[..., Any],
+    ask_http: Callable[..., tuple[int, str]],
+    tmp_path: Path,
 ) -> None:
     scheduler = start_scheduler(0, "--http", "0")
     to = ("--scheduler", scheduler.address, "--replica-id", "one")
@@ -84,9 +90,10 @@ def test_a_call_at_a_replica_is_cancelled_and_its_handler_ends(
     tensor = InferInput("file", [1], "BYTES")
     tensor.set_data_from_numpy(np.array([str(path).encode()], dtype=np.object_))
     answers: Queue[Any] = Queue()
+    asked = urllib.request.Request(f"http://{scheduler.http}/console/events", headers=SCRIPT)
     with (
         InferenceServerClient(scheduler.address) as client,
-        urllib.request.urlopen(asked(scheduler, "events"), timeout=20) as events,
+        urllib.request.urlopen(asked, timeout=20) as events,
     ):
         until(events, lambda seen: "hold" in running(seen))
         client.async_infer(
@@ -96,22 +103,15 @@ def test_a_call_at_a_replica_is_cancelled_and_its_handler_ends(
         ((number, request),) = [(row["number"], row["request"]) for row in seen["requests"]]
         assert (request["id"], request["capability"]) == ("mine", "hold")
         assert (request["state"], request["place"]) == ("running", "one")
-        cancel = json.dumps({"number": number}).encode()
-        with urllib.request.urlopen(asked(scheduler, "cancel", cancel), timeout=20) as answer:
-            assert answer.status == 204
+        cancel = {"number": number}
+        assert ask_http(scheduler.http, "/console/cancel", cancel, **SCRIPT)[0] == 204
         error = answers.get(timeout=20)
         assert error.status() == str(grpc.StatusCode.CANCELLED)
         assert error.message() == "cancelled at the console"
         until(events, lambda seen: not seen["requests"] and running(seen)["hold"] == 0)
     assert not path.exists()
-    with urllib.request.urlopen(f"http://{scheduler.http}/metrics", timeout=20) as answer:
-        assert re.search(r"requests_total{.*hold.*cancelled.*} 1\.0", answer.read().decode())
-
-
-def asked(scheduler: Any, path: str, body: bytes | None = None) -> urllib.request.Request:
-    """What the page's script asks."""
-    headers = {"x-anyserve-console": "1"}
-    return urllib.request.Request(f"http://{scheduler.http}/console/{path}", body, headers)
+    metrics = ask_http(scheduler.http, "/metrics")[1]
+    assert re.search(r"requests_total{.*hold.*cancelled.*} 1\.0", metrics)
 
 
 def running(snapshot: Any) -> dict[str, int]:

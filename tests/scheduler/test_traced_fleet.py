@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -240,20 +239,17 @@ def test_at_every_door_a_request_keeps_its_trace_and_each_hop_is_a_parent_of_its
         assert texts(client.call("ModelInfer", request("inner")))["inner"] == ""
 
 
-def test_doors_of_http_keep_a_trace_too(fleet_of: Any) -> None:
+def test_doors_of_http_keep_a_trace_too(fleet_of: Any, ask_http: Any) -> None:
     http = ("--http", "0")
     front = ("--app", "traced:front", "--in-process", *http)
     back = ("--app", "traced:back", "--in-process", *http)
     scheduler, replicas = fleet_of(*http, front=front, back=back)
     tensor = {"name": "x", "shape": [1], "datatype": "INT32", "data": [1]}
     for number, door in enumerate((scheduler, *replicas.values()), 1):
-        asked = urllib.request.Request(
-            f"http://{door.http}/v2/models/inner/infer",
-            json.dumps({"inputs": [tensor]}).encode(),
-            dict(header(number)),
-        )
-        with urllib.request.urlopen(asked, timeout=20) as answer:
-            found = {each["name"]: each["data"][0] for each in json.load(answer)["outputs"]}
+        body = {"inputs": [tensor]}
+        status, text = ask_http(door.http, "/v2/models/inner/infer", body, **dict(header(number)))
+        assert status == 200
+        found = {each["name"]: each["data"][0] for each in json.loads(text)["outputs"]}
         context = FORM.fullmatch(found["inner"])
         assert context
         assert context[1] == f"{number:032x}"
