@@ -69,9 +69,11 @@ class Backend(Protocol):
         """Whether what is not offered here may be served elsewhere, so that it is worth asking."""
         ...
 
-    @property
-    def complete(self) -> bool:
-        """Whether `offers` has all; else more of the fleet may be known in a moment."""
+    def missing(self, error: AnyServeError) -> AnyServeError:
+        """What to say where `error` says that `offers` does not have something.
+
+        It is `Unavailable` as long as more of the fleet may be known in a moment.
+        """
         ...
 
     def infer(

@@ -20,8 +20,6 @@ from anyserve.traces import at_door
 class ReplicaBackend:
     """See `Backend`."""
 
-    complete = True
-
     def __init__(
         self,
         dispatcher: Dispatcher,
@@ -48,6 +46,10 @@ class ReplicaBackend:
     def relays(self) -> bool:
         """See `Backend`."""
         return self.inference.handback is not None
+
+    def missing(self, error: AnyServeError) -> AnyServeError:
+        """See `Backend`; a replica knows what it has."""
+        return error
 
     def infer(
         self,

@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-STARTED = "the scheduler has just started"
+STARTED = "the scheduler has just started, and replicas have "
 
 
 def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[str, str]:

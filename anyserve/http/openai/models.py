@@ -9,8 +9,9 @@ from typing import Any
 import attrs
 
 from anyserve.capability import Attribute, Capability
+from anyserve.errors import NotFound
 from anyserve.http.backend import Backend, Offered
-from anyserve.http.openai.errors import Refused
+from anyserve.http.openai.errors import Refused, refused
 from anyserve.pairs import DISAGGREGATION, MODEL, PREFILL
 
 _FRESH = 1.0
@@ -73,10 +74,10 @@ class Models:
         return self._described(target)
 
     def _missing(self, message: str) -> Refused:
-        if not self._backend.complete:
-            message = f"{message}; the scheduler has just started, and more may come back to it"
-            return Refused(message, status=503)
-        return Refused(message, param="model", status=404, code="model_not_found")
+        error = self._backend.missing(NotFound(message))
+        if isinstance(error, NotFound):
+            return Refused(error.message, param="model", status=404, code="model_not_found")
+        return refused(error)
 
     def _find(self, model: str, age: float) -> Target | None:
         self._read(age)

@@ -45,10 +45,9 @@ class GatewayBackend:
             view.state is ReplicaState.LIVE for view in views
         )
 
-    @property
-    def complete(self) -> bool:
+    def missing(self, error: AnyServeError) -> AnyServeError:
         """See `Backend`."""
-        return self.ways.complete
+        return self.ways.missing(error)
 
     def infer(
         self,

@@ -106,19 +106,14 @@ class Ways:
         """The offer that a request is sent to."""
         return self.registry.fleet().replicas[decision.replica].offers[decision.capability.name]
 
-    @property
-    def complete(self) -> bool:
-        """Whether all replicas of an earlier scheduler have had the time to come back."""
-        return now() >= self.complete_at
-
     def missing(self, error: AnyServeError) -> AnyServeError:
         """What to raise where `error` says that the fleet does not have something.
 
         It is `Unavailable` as long as replicas may still come back: one of them may have it.
         """
-        if self.complete:
-            return error
         left = self.complete_at - now()
+        if left <= 0:
+            return error
         return Unavailable(
             f"{error.message}; the scheduler has just started, and replicas have {left:.1f} s left"
             " to come back to it"
