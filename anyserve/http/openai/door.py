@@ -105,7 +105,7 @@ class OpenAIDoor:
             once=True,
             metadata=_metadata(exchange),
             deadline=_deadline(exchange),
-            answers=Embeddings(exchange, target, request),
+            answers=Embeddings(exchange, target, request, self._responses),
         )
         if not exchange.over:
             exchange.on_gone = running.cancel

@@ -26,16 +26,24 @@ _SIZE = 4
 class Embeddings:
     """The answer to one such request; `Answers` of the capability."""
 
-    def __init__(self, exchange: Exchange, target: Target, request: EmbeddingRequest) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        target: Target,
+        request: EmbeddingRequest,
+        responses: ResponseReader,
+    ) -> None:
+        """responses: reads those of all requests."""
         self._exchange = exchange
         self._target = target
         self._request = request
+        self._reader = Reader(responses)
         self._outputs: dict[str, bytes] = {}
 
     def on_response(self, message: Buffer) -> None:
         """See `Answers`."""
         try:
-            self._outputs = Reader(ResponseReader()).outputs(message)
+            self._outputs = self._reader.outputs(message)
         except Internal as error:
             self.on_end(error)
 

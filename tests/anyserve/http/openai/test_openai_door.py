@@ -388,6 +388,13 @@ def test_embeddings_come_as_numbers_and_as_base64(client: OpenAI) -> None:
     assert client.embeddings.create(model="embedding", input="ab").data[0].embedding == [2.0, 1.0]
 
 
+def test_embeddings_and_chats_in_turns_are_each_answered_with_their_own(client: OpenAI) -> None:
+    for texts in (["ab"], ["abc"], ["ab", "c"], ["abcd"]):
+        found = client.embeddings.create(model="embedding", input=texts).data
+        assert [item.embedding[0] for item in found] == [len(text) for text in texts]
+        assert ask(client, texts[0]).choices[0].message.content == texts[0]
+
+
 def test_embeddings_refuse_what_they_can_not_do(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="token ids"):
         client.embeddings.create(model="embedding", input=[1, 2])
