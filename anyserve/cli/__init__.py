@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == [scheduler.NAME]:
         scheduler.run(arguments[1:])
-    options = parser.parse_args(arguments)
+    command = commands.choices.get(arguments[0]) if arguments else None
+    if command is None:
+        options = parser.parse_args(arguments)  # help, or what is wrong
+    else:
+        # A parser with commands has them read lists in one piece only, with no option between.
+        options = command.parse_intermixed_args(arguments[1:])
     status: int = options.run(options)
     return status
 

@@ -66,7 +66,7 @@ def test_a_trace_of_a_scheduler_has_its_replicas_and_their_workers_in_one_file(
     joined(scheduler, "a", "b")
     output = tmp_path / "fleet.json"
     status, printed, errors = run(
-        "trace", scheduler.address, b.address, "--seconds", "0.2", "-o", str(output)
+        "trace", scheduler.address, "--seconds", "0.2", b.address, "-o", str(output)
     )
     assert (status, errors) == (0, "")
     assert printed.startswith(f"{output}: ")

@@ -85,7 +85,7 @@ def test_the_command_prints_where_a_request_would_go_and_ends_with_1_where_nowhe
 ) -> None:
     scheduler = start_scheduler()
 
-    done = run_explain(scheduler.address, "decode", "max_context=4096", "--within", "2")
+    done = run_explain(scheduler.address, "decode", "--within", "2", "max_context=4096")
 
     assert done.returncode == 1
     assert done.stdout.startswith("decode[max_context=4096] goes nowhere (NOT_FOUND): ")
