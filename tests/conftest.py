@@ -53,6 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leash() -> Iterator[None]:
+    """Ends what the tests have started, should this process end before it can: see `leash.py`."""
+    run, variable = os.pidfd_open(os.getpid()), f"ANYSERVE_TESTS_{os.getpid()}_{time.time_ns()}"
+    command = [sys.executable, str(ROOT / "tests" / "leash.py"), str(run), variable]
+    watcher = subprocess.Popen(command, pass_fds=[run], start_new_session=True)
+    os.close(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, "1")
+        yield
+    watcher.kill()
+    watcher.wait()
+
+
 @pytest.fixture(scope="session")
 def transport(request: pytest.FixtureRequest) -> str:
     """What carries the calls of the replicas under test."""
