@@ -88,7 +88,7 @@ class Forwarding:
 
     @property
     def waiting(self) -> bool:
-        """Whether it waits for a capability to be loaded."""
+        """See `OnItsWay`."""
         return self._wait is not None and self._wait.is_on
 
     def start(self) -> None:
@@ -128,7 +128,7 @@ class Forwarding:
             self._call.resume()
 
     def abort(self, error: Cancelled) -> None:
-        """Whoever operates this wants it to end; its client hears `error`."""
+        """See `OnItsWay`."""
         if not self._over:
             self._stop()
             self._finish(Outcome.CANCELLED, error.message)

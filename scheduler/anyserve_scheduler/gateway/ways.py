@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import trio
 
 from anyserve.burst import now
 from anyserve.deadlines import Deadlines
-from anyserve.errors import AnyServeError, Unavailable
+from anyserve.errors import AnyServeError, Cancelled, Unavailable
 from anyserve.intake import Intake
 from anyserve.transport.outgoing import Caller
 from anyserve_scheduler.fleet import OfferView, ReplicaView
+from anyserve_scheduler.gateway.incoming import Incoming
 from anyserve_scheduler.gateway.meter import Meter
 from anyserve_scheduler.gateway.resuming import Room
 from anyserve_scheduler.gateway.unserved import Unserved
 from anyserve_scheduler.links import Link, Links
 from anyserve_scheduler.routing import Decision, Router
 from anyserve_scheduler.watched import WatchedRegistry
-
-if TYPE_CHECKING:
-    from anyserve_scheduler.gateway.forwarding import Forwarding
 
 LOAD_WAIT = 30.0
 """Seconds that a request without a deadline waits for what is on demand."""
@@ -37,6 +35,25 @@ class Client(Protocol):
 
     def on_end(self, error: AnyServeError | None) -> None:
         """There are no more."""
+        ...
+
+
+class OnItsWay(Protocol):
+    """A request that is passed on, as whoever looks at those sees it."""
+
+    request: Incoming
+    arrived: float
+    """When it came, on Trio's clock."""
+    replica: str
+    """Where it was sent last; nothing before that."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for a capability to be loaded."""
+        ...
+
+    def abort(self, error: Cancelled) -> None:
+        """Whoever operates this wants it to end; its client hears `error`."""
         ...
 
 
@@ -75,7 +92,7 @@ class Ways:
         """Those of the requests on their way."""
         self.nursery: trio.Nursery
         """For what a request has to wait for."""
-        self.intake: Intake[Forwarding] = Intake()
+        self.intake: Intake[OnItsWay] = Intake()
         """Requests on their way, until the scheduler drains."""
         self.meter: Meter | None = None
         """What measures the requests; None where nobody asks for that."""
