@@ -383,7 +383,7 @@ async def test_a_replica_that_is_out_before_there_is_a_channel_is_passed_over(de
     desk.channels.gone.add("a")
     desk.channels.opening.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert desk.asked == ["b"]
+    assert (desk.asked, desk.ways.retried) == (["b"], 1)
     desk.call.end()
     assert desk.client.ends == [None]
 

@@ -20,19 +20,17 @@ from anyserve.errors import (
 )
 from anyserve.replica.handback import HANDBACK
 from anyserve.replica.statistics import Outcome
-from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata, decode
 from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.delegation import Handback
-from anyserve_scheduler.fleet import OfferView, ReplicaView
+from anyserve_scheduler.fleet import OfferView
 from anyserve_scheduler.gateway.choosing import choose, lost
 from anyserve_scheduler.gateway.incoming import Incoming, handback_of, narrowed
-from anyserve_scheduler.gateway.incoming import Metadata as Sending
 from anyserve_scheduler.gateway.loading import LoadWait, answers_any_number, is_worth_waiting
 from anyserve_scheduler.gateway.meter import Passage, outcome_of
 from anyserve_scheduler.gateway.pairing import PrefillHalf, half_need, needs_partner, rendezvous
 from anyserve_scheduler.gateway.resuming import Kept, kept_of
-from anyserve_scheduler.gateway.sending import metadata_of
+from anyserve_scheduler.gateway.sending import ReplicaCall
 from anyserve_scheduler.gateway.spans import Spans
 from anyserve_scheduler.gateway.ways import Client, Ways
 from anyserve_scheduler.routing import Decision, Hints, NoRoute, Sent
@@ -51,7 +49,7 @@ class Forwarding:
     decoupled = False
     """Whether the replica may answer any number of times."""
     _deadline: Deadline | None = None
-    _call: Ongoing | None = None
+    _call: ReplicaCall | None = None
     _prefill: PrefillHalf | None = None
     """Where a pair serves it; `_call` is that of the decode half."""
     _sent: Sent | None = None
@@ -240,7 +238,6 @@ class Forwarding:
 
     def _send(self, decision: Decision) -> None:
         request, ways = self.request, self._ways
-        view = ways.registry.fleet().replicas[decision.replica]
         self._offer = ways.offer_of(decision)
         self.decoupled = self._offer.decoupled
         if not self._is_resumed:
@@ -256,32 +253,8 @@ class Forwarding:
             need = half_need(decision)
             self._prefill = PrefillHalf(ways, request, decision.prefill, self._prefill_ended)
             self._prefill.start(message, trace)
-        metadata = metadata_of(ways, request, decision, trace, need)
-        channel = ways.channels.get(view)
-        if channel is not None:
-            self._begin(channel, message, metadata)
-        else:
-            ways.nursery.start_soon(self._open, view, message, metadata)
-
-    def _begin(self, channel: Caller, message: Sequence[bytes], metadata: Sending) -> None:
-        request = self.request
-        self._call = channel.call(
-            request.path, message, self, deadline=request.deadline, metadata=metadata
-        )
-        if self._held:
-            self._call.hold()
-
-    async def _open(self, view: ReplicaView, message: Sequence[bytes], metadata: Sending) -> None:
-        """The same where there is no channel yet; waits a turn of the loop."""
-        attempt = self._attempts
-        try:
-            channel = await self._ways.channels.open(view)
-        except Unavailable as error:
-            if not self._over and attempt == self._attempts:
-                self._go_on(error.message)
-            return
-        if not self._over and attempt == self._attempts:
-            self._begin(channel, message, metadata)
+        self._call = ReplicaCall(ways, request, decision, self, held=self._held)
+        self._call.start(message, trace, need)
 
     def _prefill_ended(self, error: AnyServeError | None, metadata: Metadata) -> None:
         """The prefill half has ended. The pair fails with it until the decode half has answered,
@@ -376,7 +349,7 @@ class Forwarding:
             self._call.cancel()
 
     def _end(self, error: AnyServeError | None) -> None:
-        outcome = outcome_of(error, at_replica=self._call is not None)
+        outcome = outcome_of(error, at_replica=self._call is not None and self._call.begun)
         self._finish(outcome, None if error is None else error.message)
         self._client.on_end(error)
 

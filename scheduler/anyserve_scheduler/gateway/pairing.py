@@ -6,20 +6,17 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from anyserve_protos.response_head import encode_response_head
-from multidict import MultiDict
 
 from anyserve.capability import Capability
-from anyserve.errors import AnyServeError, Unavailable
+from anyserve.errors import AnyServeError
 from anyserve.pairs import DISAGGREGATION, HOST, MODEL, PORT, ROOMS, Rendezvous, is_half
 from anyserve.replica.handback import MODEL_STREAM_INFER
 from anyserve.stream_errors import is_error, unwrapped
-from anyserve.transport.outgoing import Caller, Ongoing
 from anyserve.transport.rpc import Metadata
-from anyserve.transport.wire import NotTaken
 from anyserve_scheduler.fleet import Fleet
 from anyserve_scheduler.gateway.incoming import Incoming
 from anyserve_scheduler.gateway.incoming import Metadata as Sending
-from anyserve_scheduler.gateway.sending import metadata_of
+from anyserve_scheduler.gateway.sending import ReplicaCall
 from anyserve_scheduler.gateway.ways import Ways
 from anyserve_scheduler.routing import Decision
 
@@ -36,62 +33,30 @@ class PrefillHalf:
     ) -> None:
         """on_ended: hears how it has ended, with an error or served, and with what trailers."""
         self.replica = decision.replica
-        self._ways = ways
-        self._request = request
         self._decision = decision
+        self._is_stream = request.path == MODEL_STREAM_INFER
         self._on_ended = on_ended
-        self._call: Ongoing | None = None
+        self._call = ReplicaCall(ways, request, decision, self)
         self._failure: AnyServeError | None = None
-        self._over = False
 
     def start(self, message: Sequence[bytes], trace: Sending) -> None:
-        """Send it, after a turn of the loop where there is no channel yet.
-
-        message: with where the halves meet. trace: where the call is in a trace.
-        """
-        ways, decision = self._ways, self._decision
-        metadata = metadata_of(ways, self._request, decision, trace, half_need(decision))
-        view = ways.registry.fleet().replicas[self.replica]
-        channel = ways.channels.get(view)
-        if channel is not None:
-            self._begin(channel, message, metadata)
-        else:
-            ways.nursery.start_soon(self._open, message, metadata)
+        """Send it; message: with where the halves meet. trace: where the call is in a trace."""
+        self._call.start(message, trace, half_need(self._decision))
 
     def cancel(self) -> None:
         """Its text is over, or given up."""
-        self._over = True
-        if self._call is not None:
-            self._call.cancel()
+        self._call.cancel()
 
     def on_messages(self, messages: Sequence[bytes]) -> None:
         """See `Answers`."""
-        if self._request.path == MODEL_STREAM_INFER and is_error(messages[-1]):
+        if self._is_stream and is_error(messages[-1]):
             failure = unwrapped(messages[-1])
             assert isinstance(failure, AnyServeError)
             self._failure = failure
 
     def on_end(self, error: AnyServeError | None, metadata: Metadata) -> None:
         """See `Answers`."""
-        if not self._over:
-            self._over = True
-            self._on_ended(error or self._failure, metadata)
-
-    def _begin(self, channel: Caller, message: Sequence[bytes], metadata: Sending) -> None:
-        path, deadline = self._request.path, self._request.deadline
-        self._call = channel.call(path, message, self, deadline=deadline, metadata=metadata)
-
-    async def _open(self, message: Sequence[bytes], metadata: Sending) -> None:
-        view = self._ways.registry.fleet().replicas.get(self.replica)
-        try:
-            if view is None:
-                raise Unavailable(f"replica {self.replica} is gone")
-            channel = await self._ways.channels.open(view)
-        except Unavailable as error:
-            self.on_end(NotTaken(error.message), MultiDict())
-            return
-        if not self._over:
-            self._begin(channel, message, metadata)
+        self._on_ended(error or self._failure, metadata)
 
 
 def can_meet(prefill: Decision) -> bool:
