@@ -25,6 +25,8 @@ ARGS = (
     " --max-running-requests 8 --disable-cuda-graph --log-level-http warning"
     # Its figures would else be up to 15 tokens old, which take many seconds here.
     " --load-snapshot-publish-interval 1"
+    # One that has nothing to do would else take a core to find that out.
+    " --sleep-on-idle"
 )
 ENVIRONMENT = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -88,10 +90,18 @@ class Server:
         return text
 
     def busy(self) -> int:
-        """Requests that it runs or keeps waiting."""
+        """Requests that it runs or keeps waiting, as it was before what it computes now."""
+        return self._load()[0]
+
+    def idle(self, since: float) -> bool:
+        """It has had nothing to do at some time after `since`, which is one of `time.time()`."""
+        count, at = self._load()
+        return count == 0 and at > since
+
+    def _load(self) -> tuple[int, float]:
+        """Requests that it has, and when it said so."""
         [load] = self.ask("/v1/loads?include=core")["loads"]
-        count: int = load["num_running_reqs"] + load["num_waiting_reqs"]
-        return count
+        return load["num_running_reqs"] + load["num_waiting_reqs"], load["timestamp"]
 
     def until(self, idle: Callable[[], bool], within: float) -> float:
         """Ask until it is so; how many seconds that took."""
