@@ -65,6 +65,13 @@ class Server:
         [pid] = [pid for pid, command in commands.items() if "scheduler" in command]
         return pid
 
+    def segments(self) -> set[Path]:
+        """Of shared memory, with its load."""
+        held = {path.resolve() for path in Path(f"/proc/{self.scheduler()}/fd").iterdir()}
+        found = {path for path in held if path.name.startswith("sglang_loads_")}
+        assert found
+        return found
+
     def alive(self, pids: list[int]) -> list[int]:
         """Those of the processes that run."""
         states = {pid: Path(f"/proc/{pid}/status") for pid in pids}

@@ -217,7 +217,7 @@ async def test_texts_of_a_server_that_is_killed_are_unavailable_and_it_comes_bac
     owner: Any, attached: Any, server: Any, victim: str, running: Any, eventually_here: Any
 ) -> None:
     before, same = server.processes(), workers(owner, attached)
-    scheduler = server.scheduler()
+    scheduler, segments = server.scheduler(), server.segments()
     replicas = {"owned": owner, "attached": attached}
     begun: dict[str, list[str]] = {name: [] for name in replicas}
     waiting: dict[str, list[str]] = {name: [] for name in replicas}
@@ -238,13 +238,14 @@ async def test_texts_of_a_server_that_is_killed_are_unavailable_and_it_comes_bac
         lambda: server.until(lambda: serves(attached) and serves(owner), within=180)
     )
     assert server.alive(before) == []
+    assert not any(segment.exists() for segment in segments)
     assert workers(owner, attached) == same
 
 
 async def test_a_worker_that_is_killed_leaves_nothing_of_its_server_and_another_starts_one(
     owner: Any, server: Any, eventually_here: Any
 ) -> None:
-    before, pieces = server.processes(), list[str]()
+    before, segments, pieces = server.processes(), server.segments(), list[str]()
     [worker] = workers(owner)
 
     async def is_lost_with_it() -> None:
@@ -256,5 +257,6 @@ async def test_a_worker_that_is_killed_leaves_nothing_of_its_server_and_another_
         await eventually_here(lambda: pieces)
         os.kill(int(worker), signal.SIGKILL)
     await eventually_here(lambda: not server.alive(before))
+    await eventually_here(lambda: not any(segment.exists() for segment in segments))
     await trio.to_thread.run_sync(lambda: server.until(lambda: serves(owner), within=180))
     assert len(workers(owner)) == 2

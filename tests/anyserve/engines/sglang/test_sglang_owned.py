@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -25,16 +26,21 @@ from anyserve.engines.sglang.process import ServerProcess, start_server
 from anyserve.errors import Unavailable, innermost
 
 # A server with a child in a session of its own; it speaks as much of the protocol as it takes to
-# be attached to, and says whose processes they are.
+# be attached to, and says which its processes are, and its segments of shared memory: the one with
+# SGLang's load, which SGLang never removes, and a semaphore, which Python does.
 SERVER = textwrap.dedent(
     """
-    import http.server, json, os, subprocess, sys, time
+    import http.server, json, multiprocessing, os, subprocess, sys, time, uuid
     if "--fails" in sys.argv:
         print("RuntimeError: out of memory"); sys.exit(3)
     deep = "import time; time.sleep(1000)"
     child = subprocess.Popen([sys.executable, "-c", deep], start_new_session=True)
     with open(os.environ["PIDS"], "a") as file:
         print(os.getpid(), child.pid, file=file)
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    load = open(f"/dev/shm/sglang_loads_{uuid.uuid4().hex}.shm", "w")
+    with open(os.environ["SEGMENTS"], "a") as file:
+        print(load.name, f"/dev/shm/sem.{semaphore._semlock.name[1:]}", file=file)
     VALUES = {
         "/model_info": {"model_path": "/models/tiny"},
         "/server_info": {
@@ -72,12 +78,18 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "sglang" / "launch_server.py").write_text(SERVER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
+    monkeypatch.setenv("SEGMENTS", str(tmp_path / "segments"))
     return sys.executable
 
 
 def pids(folder: Path) -> list[int]:
     """Of all servers and their children, in the order of their start."""
     return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def segments(folder: Path) -> list[bool]:
+    """Of all servers, in the order of their start: which are there."""
+    return [Path(path).exists() for path in (folder / "segments").read_text().split()]
 
 
 async def until_gone(pids: list[int], within: float = 10.0) -> None:
@@ -144,7 +156,9 @@ async def test_a_server_is_started_and_ended_with_all_that_it_started(
         assert await text(engine) == "Hi"
         alive = pids(tmp_path)
         assert len(alive) == 2
+        assert segments(tmp_path) == [True, True]
     await until_gone(alive, within=1)
+    assert segments(tmp_path) == [False, False]
 
 
 async def test_a_prefill_half_of_its_own_says_where_others_find_it(python: str) -> None:
@@ -190,12 +204,13 @@ async def test_a_server_that_dies_is_started_again(
         await logged.until("serves again")
         assert await text(engine) == "Hi"
         assert len(pids(tmp_path)) == 4
+        assert segments(tmp_path) == [False, False, True, True]
     await until_gone(pids(tmp_path))
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_a_worker_that_is_killed_leaves_nothing(
-    python: str, tmp_path: Path, stopped: bool
+    python: str, tmp_path: Path, eventually_here: Any, stopped: bool
 ) -> None:
     worker = textwrap.dedent(
         f"""
@@ -218,6 +233,7 @@ async def test_a_worker_that_is_killed_leaves_nothing(
             os.kill(alive[0], signal.SIGSTOP)
         process.kill()
     await until_gone(alive)
+    await eventually_here(lambda: not any(segments(tmp_path)))
 
 
 async def test_a_guard_that_is_killed_takes_the_server_with_it(python: str, tmp_path: Path) -> None:
