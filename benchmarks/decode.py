@@ -25,8 +25,10 @@ from benchmarks.servers import Server
 from benchmarks.tables import number, table
 from benchmarks.texts import Order, Speed, Text, orders
 
-TEXTS = {1: 3, 4: 12, 8: 24}
-"""Texts of a round, by how many are in flight."""
+TEXTS = {1: 2, 4: 8, 8: 16}
+"""Texts of a block, by how many are in flight."""
+BLOCKS = 4
+"""Of a round: engines take turns often, since the machine's speed changes within seconds."""
 
 Generate = Callable[[Sequence[Order], int], list[Text]]
 """Generates the texts, so many at once."""
@@ -60,15 +62,16 @@ def run(rounds: int) -> None:
             (_openai(server, server.http), _openai(llama, llama.address)),
         )
         speeds: dict[tuple[int, Engine], list[Speed]] = {}
-        for turn in range(rounds + 1):
-            print(f"round {turn} of {rounds}", file=sys.stderr)
+        blocks = BLOCKS * rounds
+        for block in range(blocks + 1):
+            print(f"block {block} of {blocks}", file=sys.stderr)
             for in_flight, count in TEXTS.items():
                 for number_of_pair, pair in enumerate(pairs):
                     # Other prompts for each: the replica is in both, and remembers them.
-                    wanted = orders(count, seed=2 * turn + number_of_pair)
-                    for engine in pair:
+                    wanted = orders(count, seed=2 * block + number_of_pair)
+                    for engine in pair if block % 2 else reversed(pair):
                         speed = engine.measure(wanted, in_flight)
-                        if turn:
+                        if block:
                             speeds.setdefault((in_flight, engine), []).append(speed)
     for pair in pairs:
         other = pair[1]
@@ -87,7 +90,7 @@ def run(rounds: int) -> None:
 
 
 def speed_cells(runs: Sequence[Speed], others: Sequence[Speed]) -> list[str]:
-    """Medians, and those of the ratios to what the other one did in the same round."""
+    """Medians, and those of the ratios to what the other one did in the same block."""
     both = list(zip(runs, others, strict=True))
     return [
         number(median(run.rate for run in runs)),
