@@ -9,24 +9,20 @@ import json
 import random
 from collections.abc import Iterator
 
-from benchmarks.pacing import next_step
-
 SHORT = 8
 """Tokens of a chat that is complete at once."""
 GAP = 0.005
 """Seconds between two tokens of a longer one."""
 MODEL = "mock"
 PATH = "/v1/chat/completions"
-IN_STEP = "in step"
-"""What a prompt has in it where the tokens are to come at the same moments as those of others."""
 PROMPT = "Tell me how bridges are built, for readers who know nothing of it."
 
 
-def body(tokens: int, *, stream: bool, model: str = MODEL, prompt: str = PROMPT) -> bytes:
+def body(tokens: int, *, stream: bool, model: str = MODEL) -> bytes:
     """What asks for a chat of so many tokens."""
     request: dict[str, object] = {
         "model": model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": tokens,
         "temperature": 0,
     }
@@ -45,15 +41,12 @@ def text(tokens: int) -> str:
     return "".join(map(token, range(tokens)))
 
 
-def due(tokens: int, now: float, *, in_step: bool = False) -> Iterator[float]:
+def due(tokens: int, now: float) -> Iterator[float]:
     """When each token of a chat that is asked for now is to be said.
 
-    in_step: with those of all others, as an engine's batch has them. Else the first one at once, so
-    that its way is all it takes, and those after it at moments of the chat's own.
+    The first one at once, so that its way is all it takes, and those after it at moments of the
+    chat's own.
     """
     gap = 0.0 if tokens == SHORT else GAP
-    if in_step and gap:
-        first = next_step(now, gap)
-        return (first + number * gap for number in range(tokens))
     apart = random.random() * gap
     return (now + number * gap + (apart if number else 0.0) for number in range(tokens))

@@ -21,6 +21,7 @@ _PREFIX = 5
 """Bytes before each gRPC message: whether it is compressed, and its length."""
 _TIMEOUT = 300.0
 _RATE = re.compile(r"finished in .*?, ([\d.]+) req/s")
+_SUCCEEDED = re.compile(r"(\d+) succeeded")
 _DATA = re.compile(r"headers \(space savings .*?\), \S+ \((\d+)\) data")
 
 
@@ -102,8 +103,11 @@ def check_installed() -> None:
         )
 
 
-def run(server: Server, load: Load | Post, reply_size: int) -> Figures:
-    """Send the load; raises `CannotMeasure` unless the replies to each call had so many bytes."""
+def run(server: Server, load: Load | Post, reply_size: int | None) -> Figures:
+    """Send the load; raises `CannotMeasure` unless the replies to each call had so many bytes.
+
+    reply_size: None where it varies; then each call has to succeed, as HTTP has it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         command = _command(server, load, folder)
@@ -168,7 +172,11 @@ def _file(folder: str, body: bytes) -> str:
     return str(path)
 
 
-def _check(server: Server, load: Load | Post, output: str, reply_size: int) -> None:
+def _check(server: Server, load: Load | Post, output: str, reply_size: int | None) -> None:
+    if reply_size is None:
+        if int(_found(_SUCCEEDED, output)) != load.calls:
+            raise CannotMeasure(f"{server.name} did not answer {load.calls} calls:\n{output}")
+        return
     # That a call failed shows in the size of what came back: a gRPC call has no other sign of it,
     # and Hypercorn's answers never count as successes, for want of a reason phrase.
     data = int(_found(_DATA, output))

@@ -24,7 +24,8 @@ class Case:
     """The load in words."""
     server: Server
     load: Load | Post
-    reply_size: int
+    reply_size: int | None
+    """Bytes; None where it varies."""
     baseline: str | None = None
     """`what` of the case on another server that this one is compared with; None: its own."""
 

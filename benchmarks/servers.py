@@ -163,14 +163,6 @@ def llama() -> Iterator[Server]:
 
 
 @contextmanager
-def sglang_mock() -> Iterator[Server]:
-    """`benchmarks.sglang_mock`, on the load's core."""
-    arguments = ("-m", "benchmarks.sglang_mock")
-    with _running("mock of SGLang", *arguments, cores=str(LOAD_CORE)) as server:
-        yield server
-
-
-@contextmanager
 def chat_worker() -> Iterator[Server]:
     """`benchmarks.chat_worker`, on the load's core: what is measured is before it."""
     arguments = ("-m", "benchmarks.chat_worker")

@@ -1,7 +1,8 @@
 """What an attached SGLang's texts cost through us: CPU time of a token, and time to the first one.
 
-The time is measured with the real SGLang, on the CPU, against its own OpenAI API. That gives a few
-tokens a second; what a token costs us is measured with its native API and no model behind it.
+Beside SGLang's own OpenAI API, which the real SGLang serves on the CPU. With the model that it has
+in the tests that gives a few tokens a second; for the cost of a token it has one of a single layer
+and random weights, so that it is its server that is busy.
 """
 
 from __future__ import annotations
@@ -20,27 +21,26 @@ from statistics import median
 import attrs
 
 from benchmarks import chats, h2load, servers
-from benchmarks.chat_client import answer_size, ask, first_token_times
+from benchmarks.chat_client import ask, first_token_times
 from benchmarks.errors import CannotMeasure
 from benchmarks.h2load import Post
 from benchmarks.ports import free_port
 from benchmarks.prepared import MESSAGES
-from benchmarks.rounds import Case, measure
+from benchmarks.rounds import Case, measure, print_table
 from benchmarks.servers import Server
 from benchmarks.tables import number, table
 
-IN_FLIGHT = (1, 8, 64)
+CALLS = {1: 2, 8: 16, 64: 64}
+"""Streams of a round, by how many there are at once."""
 FIRST_TOKENS = 20
 """Of a round and a server."""
-_CALLS = 3
-"""Streams of a round, at least."""
 _START_TIMEOUT = 300.0
 _MODEL = "smol"
 _ARGS = (
     f"--device cpu --served-model-name {_MODEL} --attention-backend torch_native"
-    " --disable-overlap-schedule --mem-fraction-static 0.3 --max-total-tokens 4096"
-    " --max-running-requests 8 --disable-cuda-graph --log-level-http warning"
-    " --incremental-streaming-output"
+    " --disable-overlap-schedule --mem-fraction-static 0.3 --max-total-tokens 32768"
+    " --max-running-requests 64 --disable-cuda-graph --log-level-http warning"
+    " --incremental-streaming-output --sleep-on-idle"
 )
 _ENVIRONMENT = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -48,59 +48,48 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+_LAYER = {
+    "num_hidden_layers": 1,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
 
 
 def run(rounds: int) -> None:
     """Print a table of the CPU time of tokens, and one of the time to the first."""
     h2load.check_installed()
-    _print_tokens(rounds)
-    print()
     python, model = (os.environ.get(f"ANYSERVE_SGLANG_{name}") for name in ("PYTHON", "MODEL"))
     if not python or not model:
         raise CannotMeasure(
             "no SGLang here: export $(python tests/sglang/environment.py) builds and names it"
         )
-    with (
-        _sglang(python, model) as sglang,
-        # SGLang, which computes, has a core to itself.
-        _attached(sglang.address, cores=servers.LOAD_CORE) as ours,
-    ):
+    with _one_layer(Path(model)) as small, _sglang(python, small, "--load-format dummy") as sglang:
+        _print_tokens(sglang, rounds)
+    print()
+    with _sglang(python, model) as sglang, _attached(sglang) as ours:
         _print_first_tokens(sglang, ours, rounds)
 
 
-def _print_tokens(rounds: int) -> None:
-    """CPU time of replica and worker, which share a core; SGLang's part is on the load's."""
-    with (
-        servers.sglang_mock() as mock,
-        _tokenizer() as folder,
-        _attached(mock.address, f"&tokenizer={folder}") as server,
-    ):
-        size = answer_size(server.address, MESSAGES, stream=True)
+def _print_tokens(sglang: Server, rounds: int) -> None:
+    """CPU time of ours and of SGLang's HTTP server; what computes does the same for all."""
+    with _attached(sglang) as ours, _attached(sglang, "--in-process") as in_process:
+        everyone = (sglang, ours, in_process)
         cases = [
-            Case(what, server, _streams(prompt, in_flight), size)
-            for what, prompt in (
-                ("5 ms, in step", f"{chats.PROMPT} ({chats.IN_STEP})"),
-                ("5 ms, each alone", chats.PROMPT),
-            )
-            for in_flight in IN_FLIGHT
+            Case(f"{count} at once", server, _streams(count), None)
+            for count in CALLS
+            for server in everyone
         ]
-        results = measure(cases, rounds)
-    rows = [
-        [
-            case.what,
-            str(case.load.in_flight),
-            number(figures.total_cpu_us),
-            *(number(cpu) for cpu in figures.cpu_us.values()),
-            number(figures.rate),
-        ]
-        for case, figures in results.items()
-    ]
-    print(table(["", "streams", "CPU µs/token", "replica", "worker", "token/s"], rows))
+        print_table(measure(cases, rounds), baseline=sglang, unit="token")
 
 
-def _streams(prompt: str, in_flight: int) -> Post:
-    body = chats.body(MESSAGES, stream=True, prompt=prompt)
-    return Post(body, in_flight, max(in_flight, _CALLS), chats.PATH, MESSAGES)
+def _streams(count: int) -> Post:
+    """Texts of as many tokens as are asked for, whatever the model says."""
+    body = json.loads(chats.body(MESSAGES, stream=True, model=_MODEL))
+    asked = json.dumps({**body, "ignore_eos": True}).encode()
+    return Post(asked, count, CALLS[count], chats.PATH, MESSAGES)
 
 
 def _print_first_tokens(sglang: Server, ours: Server, rounds: int) -> None:
@@ -128,25 +117,25 @@ def _print_first_tokens(sglang: Server, ours: Server, rounds: int) -> None:
 
 
 @contextmanager
-def _attached(
-    address: str, options: str = "", cores: int = servers.SERVER_CORE
-) -> Iterator[Server]:
-    """A replica that is attached to the SGLang at `address`."""
-    app = f"anyserve.engines.sglang.app:attached?url=http://{address}{options}"
-    name = "AnyServe, attached"
-    with servers.replica("--app", app, "--http", "0", name=name, cores=str(cores)) as server:
-        yield attrs.evolve(server, address=server.http)
+def _attached(sglang: Server, *options: str) -> Iterator[Server]:
+    """A replica that is attached to that SGLang, which has a core to itself."""
+    app = f"anyserve.engines.sglang.app:attached?url=http://{sglang.address}"
+    name = "AnyServe, in process" if options else "AnyServe, attached"
+    arguments = ("--app", app, "--http", "0", *options)
+    with servers.replica(*arguments, name=name, cores=str(servers.LOAD_CORE)) as server:
+        processes = {**sglang.processes, **server.processes}
+        yield attrs.evolve(server, address=server.http, processes=processes)
 
 
 @contextmanager
-def _sglang(python: str, model: str) -> Iterator[Server]:
-    """The real one, once it answers."""
+def _sglang(python: str, model: str, options: str = "") -> Iterator[Server]:
+    """The real one, once it answers. Of its processes the one counts that speaks HTTP."""
     address = f"127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
     command = [
         *("env", *(f"{name}={value}" for name, value in _ENVIRONMENT.items())),
         *(python, "-m", "sglang.launch_server", "--model-path", model, "--port", port),
-        *shlex.split(_ARGS),
+        *shlex.split(f"{_ARGS} {options}"),
     ]
     with tempfile.TemporaryFile("w+") as log, servers.command(*command, log=log) as process:
         until = time.monotonic() + _START_TIMEOUT
@@ -159,15 +148,16 @@ def _sglang(python: str, model: str) -> Iterator[Server]:
                     log.seek(0)
                     raise CannotMeasure(f"SGLang does not answer: {log.read()[-2000:]}") from error
                 time.sleep(1)
-        yield Server("SGLang itself", address, {}, log)
+        yield Server("SGLang itself", address, {"SGLang": process.pid}, log)
 
 
 @contextmanager
-def _tokenizer() -> Iterator[Path]:
-    """A folder with what says how chats are written."""
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+def _one_layer(model: Path) -> Iterator[str]:
+    """A folder with that model but for its weights, cut to one small layer."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}}))
-        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-        yield folder
+        for file in model.iterdir():
+            if file.suffix != ".safetensors" and file.name != "config.json":
+                Path(name, file.name).symlink_to(file)
+        config = json.loads((model / "config.json").read_text())
+        Path(name, "config.json").write_text(json.dumps({**config, **_LAYER}))
+        yield name
