@@ -116,6 +116,15 @@ def test_a_deadline_reaches_sglang(attached: Any, server: Any) -> None:
     server.until(lambda: server.busy() == 0, within=5)
 
 
+def test_a_replica_attaches_in_its_own_process_too(start_replica: Any, server: Any) -> None:
+    app = f"anyserve.engines.sglang.app:attached?url=http://{server.address}"
+    replica = start_replica("--app", app, "--in-process")
+    assert ask(replica, CAPITAL, max_tokens=6, stream=True) == server.greedy(CAPITAL, 6)
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        ask(replica, "Once", max_tokens=1000, ignore_eos=True, stream=True, timeout=1.5)
+    server.until(lambda: server.busy() == 0, within=5)
+
+
 async def test_what_others_have_it_do_is_told_apart_from_what_is_ours(server: Any) -> None:
     how = {"max_new_tokens": 1000, "ignore_eos": True}
     others = [{"text": f"No {i}", "rid": f"other-{i}", "sampling_params": how} for i in range(3)]
