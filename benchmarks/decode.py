@@ -25,9 +25,9 @@ from benchmarks.servers import Server
 from benchmarks.tables import number, table
 from benchmarks.texts import Order, Speed, Text, orders
 
-TEXTS = {1: 2, 4: 8, 8: 16}
+TEXTS = {1: 4, 4: 8, 8: 16}
 """Texts of a block, by how many are in flight."""
-BLOCKS = 4
+BLOCKS = 2
 """Of a round: engines take turns often, since the machine's speed changes within seconds."""
 
 Generate = Callable[[Sequence[Order], int], list[Text]]
@@ -53,40 +53,57 @@ class Engine:
         return sum(map(proc.cpu_seconds, self.processes.values()))
 
 
+Pairs = Mapping[str, tuple[Engine, Engine]]
+
+
 def run(rounds: int) -> None:
-    """Print the tables; all engines are loaded all the time, and work in turn."""
-    replica = servers.replica("--caps", "decode", "--http", "0", cores=servers.BOTH)
-    with replica as server, _bare_loop() as bare, servers.llama() as llama:
-        pairs = (
-            (Engine(server.name, _through(server.address), server.processes), bare),
-            (_openai(server, server.http), _openai(llama, llama.address)),
-        )
-        speeds: dict[tuple[int, Engine], list[Speed]] = {}
-        blocks = BLOCKS * rounds
-        for block in range(blocks + 1):
-            print(f"block {block} of {blocks}", file=sys.stderr)
-            for in_flight, count in TEXTS.items():
-                for number_of_pair, pair in enumerate(pairs):
-                    # Other prompts for each: the replica is in both, and remembers them.
-                    wanted = orders(count, seed=2 * block + number_of_pair)
-                    for engine in pair if block % 2 else reversed(pair):
-                        speed = engine.measure(wanted, in_flight)
-                        if block:
-                            speeds.setdefault((in_flight, engine), []).append(speed)
-    for pair in pairs:
-        other = pair[1]
+    """Print the tables; all engines of a round are loaded at the same time, and work in turn."""
+    speeds: dict[str, dict[tuple[int, str], list[Speed]]] = {}
+    for turn in range(rounds):
+        with _running() as pairs:
+            for block in range(turn * BLOCKS, (turn + 1) * BLOCKS):
+                print(f"block {block} of {rounds * BLOCKS}", file=sys.stderr)
+                for api, in_flight, engine, speed in _block(pairs, block):
+                    of_api = speeds.setdefault(api, {})
+                    of_api.setdefault((in_flight, engine.name), []).append(speed)
+    for of_api in speeds.values():
+        _, other = sorted({name for _, name in of_api})  # AnyServe, and what it is held to
         rows = [
-            [
-                f"{in_flight} in flight",
-                engine.name,
-                *speed_cells(speeds[in_flight, engine], speeds[in_flight, other]),
-            ]
-            for in_flight in TEXTS
-            for engine in pair
+            [f"{in_flight} in flight", name, *speed_cells(runs, of_api[in_flight, other])]
+            for (in_flight, name), runs in sorted(of_api.items())
         ]
-        ratio = f"× {other.name}"
+        ratio = f"× {other}"
         heads = ["", "", "tokens/s", ratio, "CPU ms/token", ratio, "first token ms", "later"]
         print(table(heads, rows), end="\n\n")
+
+
+@contextmanager
+def _running() -> Iterator[Pairs]:
+    """The engines of a round, by the API that they are asked by; the first of each is ours.
+
+    Each round has new processes, since one may be some percent slower than another of the same
+    program for all its life.
+    """
+    replica = servers.replica("--caps", "decode", "--http", "0", cores=servers.BOTH)
+    with replica as server, _bare_loop() as bare, servers.llama() as llama:
+        pairs = {
+            "gRPC": (Engine(server.name, _through(server.address), server.processes), bare),
+            "OpenAI": (_openai(server, server.http), _openai(llama, llama.address)),
+        }
+        for pair in pairs.values():
+            for engine in pair:
+                engine.generate(orders(2, seed=0), 1)
+        yield pairs
+
+
+def _block(pairs: Pairs, block: int) -> Iterator[tuple[str, int, Engine, Speed]]:
+    """One turn of each: how fast it was, by API, texts in flight and engine."""
+    for in_flight, count in TEXTS.items():
+        for number_of_pair, (api, pair) in enumerate(pairs.items()):
+            # Other prompts for each: the replica is in both, and remembers them.
+            wanted = orders(count, seed=2 * block + number_of_pair + 1)
+            for engine in pair if block % 2 else reversed(pair):
+                yield api, in_flight, engine, engine.measure(wanted, in_flight)
 
 
 def speed_cells(runs: Sequence[Speed], others: Sequence[Speed]) -> list[str]:

@@ -20,7 +20,8 @@ from statistics import median
 
 import attrs
 
-from benchmarks import chats, h2load, servers
+from anyserve.engines.sglang import guard
+from benchmarks import chats, h2load, proc, servers
 from benchmarks.chat_client import ask, first_token_times
 from benchmarks.errors import CannotMeasure
 from benchmarks.h2load import Post
@@ -134,6 +135,7 @@ def _sglang(python: str, model: str, options: str = "") -> Iterator[Server]:
     port = address.rpartition(":")[2]
     command = [
         *("env", *(f"{name}={value}" for name, value in _ENVIRONMENT.items())),
+        *(sys.executable, guard.__file__),  # it leaves nothing of SGLang behind
         *(python, "-m", "sglang.launch_server", "--model-path", model, "--port", port),
         *shlex.split(f"{_ARGS} {options}"),
     ]
@@ -148,7 +150,8 @@ def _sglang(python: str, model: str, options: str = "") -> Iterator[Server]:
                     log.seek(0)
                     raise CannotMeasure(f"SGLang does not answer: {log.read()[-2000:]}") from error
                 time.sleep(1)
-        yield Server("SGLang itself", address, {"SGLang": process.pid}, log)
+        _, sglang, *_ = proc.family(process.pid).values()
+        yield Server("SGLang itself", address, {"SGLang": sglang}, log)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Sequence
 
@@ -51,18 +52,24 @@ class Speed:
 def orders(count: int, seed: int) -> list[Order]:
     """Texts of about 50 tokens that continue prompts of about 30.
 
-    No two prompts of a benchmark are equal where their seeds are not. Lengths differ, as real
-    ones do; texts that all end at the same step would be computed in step. Pauses are up to
-    one step of 8 texts, so that requests come at any moment of a step. Without them the next text
-    is asked for when one has ended, which is between two steps: what asks in the engine's own
-    process is just in time for the next step, and all others just miss it.
+    No two prompts of a benchmark begin alike but by chance: what llama.cpp remembers of the last
+    prompt in a slot would save computing, and that depends on what else a server was asked.
+    Lengths differ, as real ones do; texts that all end at the same step would be computed in step.
+    Pauses are up to one step of 8 texts, so that requests come at any moment of a step. Without
+    them the next text is asked for when one has ended, which is between two steps: what asks in the
+    engine's own process is just in time for the next step, and all others just miss it.
     """
     return [
         Order(
-            f"Chapter {seed * count + number}. This is a short and plain introduction to"
+            f"{_code(seed * count + number)}: this is a short and plain introduction to"
             f" {_TOPICS[number % len(_TOPICS)]}, for readers who know nothing of it. First,",
             max_tokens=32 + number * 11 % 36,
             pause=(seed * count + number) * 37 % 100 / 1000,
         )
         for number in range(count)
     ]
+
+
+def _code(number: int) -> str:
+    """Four hexadecimal digits, as good as random."""
+    return f"{random.Random(number).getrandbits(16):04x}"
