@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from anyserve.engines.interface import Delta, TokenLogprob
 from anyserve.engines.prompts import Prompt, parse_chat
-from anyserve.engines.sampling import REFUSED, Sampling
+from anyserve.engines.sampling import NAMES, REFUSED, Sampling
 from anyserve.errors import InvalidArgument
 from anyserve.messages import OutputValue, Request, Response
 from anyserve.pairs import Rendezvous
@@ -70,6 +70,8 @@ OUTPUTS |= {
 }
 _MAX_JSON = 1 << 20
 """Characters of `sampling_parameters`; far more than any that is accepted."""
+_KEPT_TEXT = 1024
+"""Characters of the longest `sampling_parameters` that are remembered."""
 _MAX_ID = 2**31 - 1
 
 
@@ -206,14 +208,22 @@ def _wanted(request: Request, output: str) -> bool:
 
 def _sampling(request: Request) -> Sampling:
     """Single inputs win over `sampling_parameters`, which win over request parameters."""
-    names = Sampling.names()
     given = request.parameters
-    values = {name: given[name] for name in (*names, *REFUSED) if name in given}
+    values = {name: given[name] for name in (*NAMES, *REFUSED) if name in given}
+    inputs = {name: _input(request, name) for name in NAMES if name in request}
     text = _text(request, "sampling_parameters")
+    if text is not None and not values and not inputs and len(text) <= _KEPT_TEXT:
+        return _sampling_of(text)
     if text is not None:
         values |= _json_object("sampling_parameters", text)
-    values |= {name: _input(request, name) for name in names if name in request}
-    return Sampling.of(values)
+    return Sampling.of(values | inputs)
+
+
+@lru_cache(256)
+def _sampling_of(text: str) -> Sampling:
+    """What these `sampling_parameters` alone ask for: OpenAI's door says all in them, and many
+    requests the same."""
+    return Sampling.of(_json_object("sampling_parameters", text))
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -49,12 +49,10 @@ def parse_chat(messages: str, tools: str | None = None) -> Chat:
     turns = _list("messages", messages, MAX_MESSAGES)
     if not turns:
         raise InvalidArgument("messages: a list of at least one message is expected")
+    functions = _list("tools", tools, MAX_TOOLS) if tools else []
     return Chat(
-        tuple(_message(f"messages[{index}]", value) for index, value in enumerate(turns)),
-        tuple(
-            _tool(f"tools[{index}]", value)
-            for index, value in enumerate(_list("tools", tools or "[]", MAX_TOOLS))
-        ),
+        tuple([_message(f"messages[{index}]", value) for index, value in enumerate(turns)]),
+        tuple([_tool(f"tools[{index}]", value) for index, value in enumerate(functions)]),
     )
 
 

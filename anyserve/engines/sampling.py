@@ -159,15 +159,8 @@ class Sampling:
     def asked(self) -> frozenset[str]:
         """The names of the parameters that are not at their default."""
         return frozenset(
-            field.name
-            for field in attrs.fields(type(self))
-            if getattr(self, field.name) != field.default
+            [name for name, default in _DEFAULTS.items() if getattr(self, name) != default]
         )
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The parameters' names, aliases included."""
-        return (*(field.name for field in attrs.fields(cls)), *ALIASES)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:
@@ -182,9 +175,9 @@ class Sampling:
             if given in REFUSED:
                 raise Unimplemented(f"{given}: {REFUSED[given]}")
             name = ALIASES.get(given, given)
-            if given not in cls.names():
+            if given not in NAMES:
                 raise InvalidArgument(
-                    f"{given[:40]!r} is no sampling parameter; there are {', '.join(cls.names())}"
+                    f"{given[:40]!r} is no sampling parameter; there are {', '.join(NAMES)}"
                 )
             if name in known:
                 raise InvalidArgument(f"{name}: given twice, once as {given}")
@@ -192,6 +185,10 @@ class Sampling:
                 known[name] = _from_request(name, value)
         return cls(**known)
 
+
+_DEFAULTS = {field.name: field.default for field in attrs.fields(Sampling)}
+NAMES = (*_DEFAULTS, *ALIASES)
+"""The parameters' names, aliases included."""
 
 BASIC = frozenset({"max_tokens", "n"})
 """What every engine obeys: it stops after `max_tokens`, and can be called `n` times."""

@@ -200,9 +200,17 @@ def test_raw_numbers_of_another_length_are_refused(datatype: str, extra: int) ->
         tensors.decode_raw("input 'x'", datatype, [2, 3], bytes(size + extra))
 
 
-def test_raw_booleans_are_0_or_1() -> None:
-    with pytest.raises(InvalidArgument, match="neither 0 nor 1"):
-        tensors.decode_raw("x", "BOOL", [2], b"\x01\x02")
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 5000])
+@pytest.mark.parametrize("bad", [2, 255])
+def test_raw_booleans_are_0_or_1(size: int, bad: int) -> None:
+    raw = bytearray(number % 3 % 2 for number in range(size))
+    array = tensors.decode_raw("x", "BOOL", [size], bytes(raw))
+    assert array.tolist() == list(map(bool, raw))
+    for place in {0, size // 2, size - 1}:
+        wrong = raw.copy()
+        wrong[place] = bad
+        with pytest.raises(InvalidArgument, match="neither 0 nor 1"):
+            tensors.decode_raw("x", "BOOL", [size], memoryview(wrong))
 
 
 def framed(*elements: bytes) -> bytes:

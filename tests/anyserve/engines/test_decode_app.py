@@ -119,6 +119,16 @@ def test_an_input_wins_over_sampling_parameters_and_those_over_request_parameter
     assert (asked.sampling.max_tokens, asked.sampling.top_k, asked.sampling.seed) == (3, 2, 1)
 
 
+def test_what_one_request_asked_for_in_the_same_words_does_not_stay_for_the_next() -> None:
+    words = '{"n": 1, "max_tokens": 7}'
+    for _ in range(2):
+        assert read_request(request(text_input="a", sampling_parameters=words)).sampling.n == 1
+        both = read_request(request({"top_k": 2}, text_input="a", sampling_parameters=words))
+        assert (both.sampling.top_k, both.sampling.max_tokens) == (2, 7)
+        with pytest.raises(InvalidArgument, match="n: a whole number"):
+            read_request(request(text_input="a", sampling_parameters=words.replace("1", "true")))
+
+
 def test_every_sampling_input_is_read() -> None:
     asked = read_request(
         request(

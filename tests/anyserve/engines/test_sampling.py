@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyserve.engines.sampling import Sampling
+from anyserve.engines.sampling import NAMES, Sampling
 from anyserve.errors import InvalidArgument, Unimplemented
 
 
@@ -120,7 +120,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(Sampling.names()), json_values))
+@given(st.dictionaries(st.sampled_from(NAMES), json_values))
 def test_json_of_any_shape_gives_a_sampling_or_an_invalid_argument(values: dict[str, Any]) -> None:
     try:
         sampling = Sampling.of(values)

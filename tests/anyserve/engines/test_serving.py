@@ -16,7 +16,7 @@ import trio.testing
 from anyserve.client import Result
 from anyserve.engines.interface import About, Delta, Engine, TokenLogprob, Usage, Vectors
 from anyserve.engines.prompts import Chat, Prompt
-from anyserve.engines.sampling import Sampling
+from anyserve.engines.sampling import NAMES, Sampling
 from anyserve.engines.serving import WATCH_INTERVAL, embedding_app, text_app
 from anyserve.errors import AnyServeError, Internal, InvalidArgument, Unavailable, Unimplemented
 from anyserve.offers import Offer
@@ -26,7 +26,7 @@ from anyserve.testing import TestClient, open_test_client
 PLAIN = About(model="script", max_context=64)
 ABLE = attrs.evolve(
     PLAIN,
-    sampling=frozenset(Sampling.names()),
+    sampling=frozenset(NAMES),
     chat=True,
     tools=True,
     resumable=True,
