@@ -20,7 +20,7 @@ from anyserve import errors
 from anyserve.app import App
 from anyserve.engines.interface import About, Delta, Engine, TokenLogprob, Usage
 from anyserve.engines.prompts import Chat, Prompt
-from anyserve.engines.sampling import Sampling
+from anyserve.engines.sampling import NAMES, Sampling
 from anyserve.engines.serving import text_app
 from anyserve.messages import Context, Request, Response
 
@@ -35,7 +35,7 @@ class Scripted(Engine):
         model="scripted",
         max_context=1000,
         slots=32,
-        sampling=frozenset(Sampling.names()),
+        sampling=frozenset(NAMES),
         chat=True,
         tools=True,
         resumable=True,
